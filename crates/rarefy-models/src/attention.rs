@@ -1,0 +1,286 @@
+//! Causal attention with grouped keys and values, over a whole batch or after a cache.
+//!
+//! Three ways of computing the same: Burn's fused attention (inference over many tokens; its score matrix exists for one
+//! head at a time), plain tensor operations (training, differentiable), and plain slices (few new tokens after a cache).
+
+use burn::tensor::activation::softmax;
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::kv_cache::LayerCache;
+use crate::rope::Rope;
+use crate::tensors::{host_vec, tensor3};
+
+/// Up to this many new tokens after a cache are computed on slices.
+const FEW_TOKENS: usize = 8;
+
+/// Multiplications below which the slice path stays on one thread.
+const PARALLEL_FROM: usize = 1 << 17;
+
+/// The shape of one block's attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// A token sees itself and this many minus one tokens before it; `None`: all.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// Position of the first key that the query at `position` sees.
+    fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w))
+    }
+
+    /// `q[batch, length, n_heads * head_dim]`, `k` and `v` with `n_kv_heads`, not yet rotated, to the mixed values in the
+    /// shape of `q`. With a cache the batch is one sequence, which goes on where the cache ends and is appended to it.
+    pub(crate) fn attend(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        rope: Option<&Rope>,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        if q.is_autodiff() {
+            debug_assert!(cache.is_none(), "training uses no cache");
+            return self.trained(q, k, v, rope);
+        }
+        let [batch, length, _] = q.dims();
+        let device = q.device();
+        let start = cache.as_ref().map_or(0, |c| c.len);
+        let (mut q, mut k, v) = (host_vec(q), host_vec(k), host_vec(v));
+        if let Some(rope) = rope {
+            rope.rotate_slice(&mut q, self.n_heads, length, start);
+            rope.rotate_slice(&mut k, self.n_kv_heads, length, start);
+        }
+        let Some(cache) = cache else {
+            return self.fused(q, k, v, [batch, length, length], &device);
+        };
+        assert_eq!(batch, 1, "a cache belongs to one sequence");
+        cache.push(&k, &v, length);
+        if length <= FEW_TOKENS {
+            let y = self.on_slices(&q, &cache.keys, &cache.values, start);
+            tensor3(y, [1, length, self.n_heads * self.head_dim], &device)
+        } else if start == 0 {
+            self.fused(q, k, v, [1, length, length], &device)
+        } else {
+            self.fused(q, cache.keys.clone(), cache.values.clone(), [1, length, start + length], &device)
+        }
+    }
+
+    /// Burn's attention; the queries are the last of the keys' positions.
+    fn fused(&self, q: Vec<f32>, k: Vec<f32>, v: Vec<f32>, size: [usize; 3], device: &Device) -> Tensor<3> {
+        let [batch, length, n_keys] = size;
+        let heads = |values: Vec<f32>, length: usize, n: usize| {
+            let data = TensorData::new(values, [batch, length, n, self.head_dim]);
+            Tensor::<4>::from_data(data, device).swap_dims(1, 2)
+        };
+        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+        attention(
+            heads(q, length, self.n_heads),
+            heads(k, n_keys, self.n_kv_heads),
+            heads(v, n_keys, self.n_kv_heads),
+            self.window_mask(length, n_keys, device),
+            None,
+            options,
+        )
+        .swap_dims(1, 2)
+        .reshape([batch, length, self.n_heads * self.head_dim])
+    }
+
+    /// `true` where a key lies before the window of a query, `[1, 1, length, n_keys]`; `None` when no window cuts.
+    fn window_mask(&self, length: usize, n_keys: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+        self.window.filter(|w| *w < n_keys)?;
+        let start = n_keys - length;
+        let mut hidden = vec![false; length * n_keys];
+        for (i, row) in hidden.chunks_exact_mut(n_keys).enumerate() {
+            row[..self.first_key(start + i)].fill(true);
+        }
+        Some(Tensor::from_data(TensorData::new(hidden, [1, 1, length, n_keys]), device))
+    }
+
+    /// Tensor operations only, so that gradients flow.
+    fn trained(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, rope: Option<&Rope>) -> Tensor<3> {
+        let [batch, length, _] = q.dims();
+        let (device, d) = (q.device(), self.head_dim);
+        let rotated = |x: Tensor<4>| match rope {
+            Some(rope) => rope.rotate_tensor(x),
+            None => x,
+        };
+        let group = self.n_heads / self.n_kv_heads;
+        // Query heads of one group become rows of one matrix, so keys and values are never repeated in memory.
+        let q = rotated(q.reshape([batch, length, self.n_heads, d]))
+            .swap_dims(1, 2)
+            .reshape([batch, self.n_kv_heads, group * length, d]);
+        let k = rotated(k.reshape([batch, length, self.n_kv_heads, d])).swap_dims(1, 2);
+        let v = v.reshape([batch, length, self.n_kv_heads, d]).swap_dims(1, 2);
+        let scores = q.matmul(k.transpose()).mul_scalar(1.0 / (d as f64).sqrt()) + self.bias(group, length, &device);
+        softmax(scores, 3)
+            .matmul(v)
+            .reshape([batch, self.n_heads, length, d])
+            .swap_dims(1, 2)
+            .reshape([batch, length, self.n_heads * d])
+    }
+
+    /// Zero where a key is seen, else so low that its share becomes an exact zero; `[1, 1, group * length, length]`.
+    fn bias(&self, group: usize, length: usize, device: &Device) -> Tensor<4> {
+        let mut bias = vec![-1e30f32; group * length * length];
+        for (r, row) in bias.chunks_exact_mut(length).enumerate() {
+            let i = r % length;
+            row[self.first_key(i)..=i].fill(0.0);
+        }
+        Tensor::from_data(TensorData::new(bias, [1, 1, group * length, length]), device)
+    }
+
+    /// Few queries `[n, n_heads * head_dim]` from position `start` on, over keys and values `[.., n_kv_heads * head_dim]`.
+    fn on_slices(&self, q: &[f32], keys: &[f32], values: &[f32], start: usize) -> Vec<f32> {
+        let d = self.head_dim;
+        let width = self.n_kv_heads * d;
+        let group = self.n_heads / self.n_kv_heads;
+        let scale = 1.0 / (d as f32).sqrt();
+        let mut y = vec![0.0; q.len()];
+        let one = |(index, y): (usize, &mut [f32])| {
+            let (token, head) = (index / self.n_heads, index % self.n_heads);
+            let query = &q[index * d..(index + 1) * d];
+            let at = head / group * d;
+            let (first, last) = (self.first_key(start + token), start + token);
+            let mut scores: Vec<f32> =
+                (first..=last).map(|p| dot(query, &keys[p * width + at..][..d]) * scale).collect();
+            let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            for s in &mut scores {
+                *s = (*s - top).exp();
+                sum += *s;
+            }
+            for (p, s) in (first..=last).zip(&scores) {
+                for (y, v) in y.iter_mut().zip(&values[p * width + at..][..d]) {
+                    *y += s * v;
+                }
+            }
+            for y in y {
+                *y /= sum;
+            }
+        };
+        if q.len() * (keys.len() / width) < PARALLEL_FROM {
+            y.chunks_exact_mut(d).enumerate().for_each(one);
+        } else {
+            y.par_chunks_exact_mut(d).enumerate().for_each(one);
+        }
+        y
+    }
+}
+
+/// Inner product with eight partial sums, in a fixed order.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a8.zip(b8) {
+        for i in 0..8 {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn values(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| (((i + seed) * 7919 % 1009) as f32) / 500.0 - 1.0).collect()
+    }
+
+    /// The definition, in 64 bits.
+    fn oracle(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], length: usize) -> Vec<f64> {
+        let (d, group) = (shape.head_dim, shape.n_heads / shape.n_kv_heads);
+        let mut y = vec![0.0; q.len()];
+        for h in 0..shape.n_heads {
+            for i in 0..length {
+                let key = |j: usize, c: usize| k[(j * shape.n_kv_heads + h / group) * d + c] as f64;
+                let value = |j: usize, c: usize| v[(j * shape.n_kv_heads + h / group) * d + c] as f64;
+                let at = (i * shape.n_heads + h) * d;
+                let seen: Vec<usize> = (0..=i).filter(|j| shape.window.is_none_or(|w| i - j < w)).collect();
+                let e: Vec<f64> = seen
+                    .iter()
+                    .map(|j| ((0..d).map(|c| q[at + c] as f64 * key(*j, c)).sum::<f64>() / (d as f64).sqrt()).exp())
+                    .collect();
+                let sum: f64 = e.iter().sum();
+                for c in 0..d {
+                    y[at + c] = seen.iter().zip(&e).map(|(j, e)| e / sum * value(*j, c)).sum();
+                }
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn every_path_equals_the_definition() {
+        for (n_heads, n_kv_heads, length, window) in
+            [(4, 2, 11, None), (6, 1, 9, Some(4)), (3, 3, 20, Some(20)), (4, 4, 17, Some(1)), (2, 1, 1, None)]
+        {
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim: 6, window };
+            let (q, k, v) =
+                (values(length * n_heads * 6, 1), values(length * n_kv_heads * 6, 5), values(length * n_kv_heads * 6, 9));
+            let expected = oracle(&shape, &q, &k, &v, length);
+            let check = |got: Vec<f32>, path: &str| {
+                for (a, b) in got.iter().zip(&expected) {
+                    assert!((f64::from(*a) - b).abs() < 1e-5, "{path} {shape:?}: {a} {b}");
+                }
+                assert_eq!(got.len(), expected.len());
+            };
+            let run = |device: &Device, cache: Option<&mut LayerCache>| {
+                let q = tensor3(q.clone(), [1, length, n_heads * 6], device);
+                let k = tensor3(k.clone(), [1, length, n_kv_heads * 6], device);
+                let v = tensor3(v.clone(), [1, length, n_kv_heads * 6], device);
+                shape.attend(q, k, v, None, cache)
+            };
+            check(host_vec(run(&Device::flex(), None)), "fused");
+            check(host_vec(run(&Device::flex().autodiff(), None).inner()), "trained");
+            check(host_vec(run(&Device::flex(), Some(&mut LayerCache::default()))), "cache");
+            check(shape.on_slices(&q, &k, &v, 0), "slices");
+            // Two chunks after one another: the second one continues from the cache.
+            if length > 10 {
+                let mut cache = LayerCache::default();
+                let mut got = Vec::new();
+                for (from, to) in [(0, 2), (2, length)] {
+                    let part = |x: &[f32], n: usize| {
+                        tensor3(x[from * n * 6..to * n * 6].to_vec(), [1, to - from, n * 6], &Device::flex())
+                    };
+                    let y = shape.attend(
+                        part(&q, n_heads),
+                        part(&k, n_kv_heads),
+                        part(&v, n_kv_heads),
+                        None,
+                        Some(&mut cache),
+                    );
+                    got.extend(host_vec(y));
+                }
+                check(got, "chunks");
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_its_sequences() {
+        let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 4, window: None };
+        let (q, k, v) = (values(2 * 5 * 16, 3), values(2 * 5 * 8, 4), values(2 * 5 * 8, 5));
+        let run = |from: usize, to: usize| {
+            let part = |x: &[f32], n: usize| {
+                tensor3(x[from * 5 * n..to * 5 * n].to_vec(), [to - from, 5, n], &Device::flex())
+            };
+            host_vec(shape.attend(part(&q, 16), part(&k, 8), part(&v, 8), None, None))
+        };
+        let both = run(0, 2);
+        let single: Vec<f32> = [run(0, 1), run(1, 2)].concat();
+        assert_eq!(both, single);
+    }
+}

@@ -1,0 +1,209 @@
+//! From tensors of a model folder to layers: dense parameters to prune and train, or kernels to run.
+
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use half::{bf16, f16};
+use rarefy_checkpoint::{Checkpoint, ModelConfig, StoredWeight};
+use rarefy_kernels::{
+    DenseBf16, DenseF32, KernelError, LinearKernel, NmBf16, NmF32, PanelBf16, PanelF32,
+};
+use rarefy_sparsity::SparsityError;
+use rarefy_sparsity::formats::{BitmaskPanel, NmPacked};
+
+use crate::error::{ModelError, Result};
+use crate::linear::Linear;
+use crate::norm::LayerNorm;
+use crate::rope::Rope;
+use crate::rows::Rows;
+
+/// How packed weights of a folder are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PackedPolicy {
+    /// By the kernel of the stored format; weights stored dense (zeros or not) run dense.
+    #[default]
+    AsStored,
+    /// Decoded to dense, in the stored number type.
+    DenseAlways,
+}
+
+/// What a loader makes of a linear layer.
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    Dense,
+    Run(PackedPolicy),
+}
+
+/// Reads layers of one folder.
+pub(crate) struct Loader<'a> {
+    ckpt: &'a Checkpoint,
+    device: Device,
+    mode: Mode,
+    rope: Option<Rope>,
+}
+
+impl<'a> Loader<'a> {
+    /// Every linear weight becomes a parameter in 32 bits.
+    pub(crate) fn dense(ckpt: &'a Checkpoint, device: &Device) -> Self {
+        Self::new(ckpt, device, Mode::Dense)
+    }
+
+    /// Every linear weight goes into a kernel, in the number type of the folder.
+    pub(crate) fn run(ckpt: &'a Checkpoint, device: &Device, policy: PackedPolicy) -> Self {
+        Self::new(ckpt, device, Mode::Run(policy))
+    }
+
+    fn new(ckpt: &'a Checkpoint, device: &Device, mode: Mode) -> Self {
+        let config = ckpt.config();
+        let rope = config.rope.as_ref().map(|rope| Rope::new(rope, config.head_dim));
+        Self { ckpt, device: device.clone(), mode, rope }
+    }
+
+    pub(crate) fn config(&self) -> &'a ModelConfig {
+        self.ckpt.config()
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The rotation, shared by all blocks made by this loader.
+    pub(crate) fn rope(&self) -> Option<Rope> {
+        self.rope.clone()
+    }
+
+    /// Whether linear weights go into kernels.
+    pub(crate) fn runs(&self) -> bool {
+        matches!(self.mode, Mode::Run(_))
+    }
+
+    /// A tensor of `len` values.
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.checked(name, &[len])
+    }
+
+    /// `prefix.weight` and `prefix.bias` as a layer norm.
+    pub(crate) fn layer_norm(&self, prefix: &str, width: usize, eps: f64) -> Result<LayerNorm> {
+        let gamma = self.vector(&format!("{prefix}.weight"), width)?;
+        let beta = self.vector(&format!("{prefix}.bias"), width)?;
+        Ok(LayerNorm::new(gamma, beta, eps, &self.device))
+    }
+
+    /// `prefix.weight` `[rows, cols]` with or without `prefix.bias` `[rows]`.
+    pub(crate) fn linear(&self, prefix: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
+        let bias = if bias { Some(self.vector(&format!("{prefix}.bias"), rows)?) } else { None };
+        let name = format!("{prefix}.weight");
+        match self.mode {
+            Mode::Dense => {
+                let weight = self.checked(&name, &[rows, cols])?;
+                Ok(Linear::dense(weight, rows, cols, bias, &self.device))
+            }
+            Mode::Run(policy) => {
+                self.check_shape(&name, &[rows, cols])?;
+                Ok(Linear::packed(self.kernel(&name, rows, cols, policy)?, bias, &self.device))
+            }
+        }
+    }
+
+    /// A dense matrix that is read row by row; in 16 bits only when it is to run.
+    pub(crate) fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Table> {
+        self.check_shape(name, &[rows, cols])?;
+        let kernel = |e: KernelError| ModelError::Kernel { tensor: name.to_owned(), source: e };
+        if self.runs()
+            && let StoredWeight::DenseBf16(w) = self.ckpt.read_weight(name)?
+        {
+            return Ok(Table::Bf16(Arc::new(Rows::new(w, rows, cols).map_err(kernel)?)));
+        }
+        let w = self.ckpt.read_f32(name)?;
+        Ok(Table::F32(Arc::new(Rows::new(w, rows, cols).map_err(kernel)?)))
+    }
+
+    pub(crate) fn checked(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.check_shape(name, shape)?;
+        Ok(self.ckpt.read_f32(name)?)
+    }
+
+    fn check_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
+        match self.ckpt.tensors().get(name) {
+            Some(t) if t.shape != shape => Err(ModelError::Shape {
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+                found: t.shape.clone(),
+            }),
+            // A missing tensor is reported by the read, with the file.
+            _ => Ok(()),
+        }
+    }
+
+    fn kernel(&self, name: &str, rows: usize, cols: usize, policy: PackedPolicy) -> Result<Arc<dyn LinearKernel>> {
+        let kernel = |e: KernelError| ModelError::Kernel { tensor: name.to_owned(), source: e };
+        let format = |e: SparsityError| ModelError::Format { tensor: name.to_owned(), source: e };
+        let dense_f32 = |w: Vec<f32>| -> Result<Arc<dyn LinearKernel>> {
+            Ok(Arc::new(DenseF32::new(&w, rows, cols).map_err(kernel)?))
+        };
+        let dense_bf16 = |w: Vec<bf16>| -> Result<Arc<dyn LinearKernel>> {
+            Ok(Arc::new(DenseBf16::new(&w, rows, cols).map_err(kernel)?))
+        };
+        // There are no kernels for 16-bit IEEE floats: such weights are widened, which is exact.
+        let widen = |w: Vec<f16>| w.into_iter().map(f16::to_f32).collect::<Vec<f32>>();
+        let stored = self.ckpt.read_weight(name)?;
+        let dense = policy == PackedPolicy::DenseAlways;
+        Ok(match stored {
+            StoredWeight::DenseF32(w) => dense_f32(w)?,
+            StoredWeight::DenseF16(w) => dense_f32(widen(w))?,
+            StoredWeight::DenseBf16(w) => dense_bf16(w)?,
+            StoredWeight::PanelF32(p) if dense => dense_f32(p.decode())?,
+            StoredWeight::PanelF16(p) if dense => dense_f32(widen(p.decode()))?,
+            StoredWeight::PanelBf16(p) if dense => dense_bf16(p.decode())?,
+            StoredWeight::NmF32(p) if dense => dense_f32(p.decode())?,
+            StoredWeight::NmF16(p) if dense => dense_f32(widen(p.decode()))?,
+            StoredWeight::NmBf16(p) if dense => dense_bf16(p.decode())?,
+            StoredWeight::PanelF32(p) => Arc::new(PanelF32::new(p)),
+            StoredWeight::PanelBf16(p) => Arc::new(PanelBf16::new(p)),
+            StoredWeight::PanelF16(p) => {
+                let wide = widen(p.decode());
+                Arc::new(PanelF32::new(BitmaskPanel::encode(&wide, rows, cols).map_err(format)?))
+            }
+            StoredWeight::NmF32(p) => Arc::new(NmF32::new(p).map_err(kernel)?),
+            StoredWeight::NmBf16(p) => Arc::new(NmBf16::new(p).map_err(kernel)?),
+            StoredWeight::NmF16(p) => {
+                let wide = widen(p.decode());
+                let packed = NmPacked::encode(&wide, rows, cols, p.n(), p.m()).map_err(format)?;
+                Arc::new(NmF32::new(packed).map_err(kernel)?)
+            }
+        })
+    }
+}
+
+/// A dense matrix read row by row, such as embeddings.
+#[derive(Debug)]
+pub(crate) enum Table {
+    F32(Arc<Rows<f32>>),
+    Bf16(Arc<Rows<bf16>>),
+}
+
+impl Table {
+    /// Appends row `index` to `out`.
+    pub(crate) fn append_row(&self, index: usize, out: &mut Vec<f32>) {
+        match self {
+            Self::F32(w) => out.extend(w.row(index)),
+            Self::Bf16(w) => out.extend(w.row(index)),
+        }
+    }
+
+    /// The same memory as a linear layer.
+    pub(crate) fn as_linear(&self, device: &Device) -> Linear {
+        let kernel: Arc<dyn LinearKernel> = match self {
+            Self::F32(w) => w.clone(),
+            Self::Bf16(w) => w.clone(),
+        };
+        Linear::packed(kernel, None, device)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::F32(w) => w.bytes(),
+            Self::Bf16(w) => w.bytes(),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! All methods of the product, from the registries of its crates.
+
+use rarefy_sparsity::MethodInfo;
+
+/// The rows of all methods, family by family, in the order of their registries.
+#[must_use]
+pub fn all() -> Vec<&'static MethodInfo> {
+    rarefy_prune::METHODS.iter().map(|m| m.info).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn slugs_are_unique() {
+        let all = super::all();
+        assert!(!all.is_empty());
+        assert_eq!(all.iter().map(|m| m.slug).collect::<BTreeSet<_>>().len(), all.len());
+    }
+}

@@ -1,0 +1,26 @@
+//! `rarefy repro`: the JSON that other tools read, the exit code, the time limit of `--quick`.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{run, stderr, stdout};
+
+#[test]
+fn quick_repro_prints_the_agreed_object_and_its_exit_code_says_whether_every_check_passed() {
+    let output = run(&["repro", "sparsegpt-wanda-baselines", "--quick", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}\n{}", stderr(&output)));
+    let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["checks", "method", "notes", "passed", "quick", "seconds", "table"]);
+    assert_eq!((&value["method"], &value["quick"]), (&"sparsegpt-wanda-baselines".into(), &true.into()));
+    assert!(value["seconds"].as_f64().unwrap() < 60.0, "{}", value["seconds"]);
+    let checks = value["checks"].as_array().unwrap();
+    assert!(checks.len() >= 5, "{checks:?}");
+    for check in checks {
+        assert!(check["name"].is_string() && check["required"].is_string() && check["measured"].is_string());
+    }
+    let all = checks.iter().all(|c| c["passed"] == true);
+    assert_eq!(value["passed"], all);
+    assert_eq!(output.status.code(), Some(if all { 0 } else { 1 }));
+    assert!(all, "{checks:#?}");
+}
