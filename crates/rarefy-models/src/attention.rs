@@ -1,20 +1,25 @@
 //! Causal attention with grouped keys and values, over a whole batch or after a cache.
 //!
-//! Three ways of computing the same: Burn's fused attention (inference over many tokens; its score matrix exists for one
-//! head at a time), plain tensor operations (training, differentiable), and plain slices (few new tokens after a cache).
+//! Three ways of computing the same: matrix products block by block of queries (inference over many tokens, bounded
+//! memory), plain tensor operations (training, differentiable), and plain slices (few new tokens after a cache).
 
 use burn::tensor::activation::softmax;
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
+use crate::exp;
 use crate::kv_cache::LayerCache;
 use crate::rope::Rope;
 use crate::tensors::{host_vec, tensor3};
 
 /// Up to this many new tokens after a cache are computed on slices.
 const FEW_TOKENS: usize = 8;
+
+/// Queries in one block.
+const QUERIES: usize = 64;
+
+/// Scores in memory at a time, all heads together.
+const SCORES: usize = 1 << 22;
 
 /// Multiplications below which the slice path stays on one thread.
 const PARALLEL_FROM: usize = 1 << 17;
@@ -61,7 +66,7 @@ impl AttentionShape {
             rope.rotate_slice(&mut k, self.n_kv_heads, length, start);
         }
         let Some(cache) = cache else {
-            return self.fused(q, k, v, [batch, length, length], &device);
+            return self.blocked(q, k, v, [batch, length, length], &device);
         };
         assert_eq!(batch, 1, "a cache belongs to one sequence");
         cache.push(&k, &v, length);
@@ -69,41 +74,60 @@ impl AttentionShape {
             let y = self.on_slices(&q, &cache.keys, &cache.values, start);
             tensor3(y, [1, length, self.n_heads * self.head_dim], &device)
         } else if start == 0 {
-            self.fused(q, k, v, [1, length, length], &device)
+            self.blocked(q, k, v, [1, length, length], &device)
         } else {
-            self.fused(q, cache.keys.clone(), cache.values.clone(), [1, length, start + length], &device)
+            self.blocked(q, cache.keys.clone(), cache.values.clone(), [1, length, start + length], &device)
         }
     }
 
-    /// Burn's attention; the queries are the last of the keys' positions.
-    fn fused(&self, q: Vec<f32>, k: Vec<f32>, v: Vec<f32>, size: [usize; 3], device: &Device) -> Tensor<3> {
+    /// Matrix products for a block of queries at a time over the keys that the block sees, so that the scores in memory are
+    /// bounded and the half above the diagonal is mostly skipped. The queries are the last of the keys' positions.
+    fn blocked(&self, q: Vec<f32>, k: Vec<f32>, v: Vec<f32>, size: [usize; 3], device: &Device) -> Tensor<3> {
         let [batch, length, n_keys] = size;
+        let (d, start) = (self.head_dim, n_keys - length);
+        let (width, group) = (self.n_heads * d, self.n_heads / self.n_kv_heads);
         let heads = |values: Vec<f32>, length: usize, n: usize| {
-            let data = TensorData::new(values, [batch, length, n, self.head_dim]);
+            let data = TensorData::new(values, [batch, length, n, d]);
             Tensor::<4>::from_data(data, device).swap_dims(1, 2)
         };
-        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-        attention(
+        let (q, k, v) = (
             heads(q, length, self.n_heads),
             heads(k, n_keys, self.n_kv_heads),
             heads(v, n_keys, self.n_kv_heads),
-            self.window_mask(length, n_keys, device),
-            None,
-            options,
-        )
-        .swap_dims(1, 2)
-        .reshape([batch, length, self.n_heads * self.head_dim])
-    }
-
-    /// `true` where a key lies before the window of a query, `[1, 1, length, n_keys]`; `None` when no window cuts.
-    fn window_mask(&self, length: usize, n_keys: usize, device: &Device) -> Option<Tensor<4, Bool>> {
-        self.window.filter(|w| *w < n_keys)?;
-        let start = n_keys - length;
-        let mut hidden = vec![false; length * n_keys];
-        for (i, row) in hidden.chunks_exact_mut(n_keys).enumerate() {
-            row[..self.first_key(start + i)].fill(true);
+        );
+        let block = (SCORES / (self.n_heads * n_keys)).clamp(1, QUERIES).min(length);
+        let sequences = (SCORES / (self.n_heads * n_keys * block)).clamp(1, batch);
+        let scale = 1.0 / (d as f32).sqrt();
+        let mut y = vec![0.0; batch * length * width];
+        for b in (0..batch).step_by(sequences) {
+            let nb = sequences.min(batch - b);
+            let (q, k, v) =
+                (q.clone().narrow(0, b, nb), k.clone().narrow(0, b, nb), v.clone().narrow(0, b, nb));
+            for i in (0..length).step_by(block) {
+                let ni = block.min(length - i);
+                let (first, end) = (self.first_key(start + i), start + i + ni);
+                let seen = |t: &Tensor<4>| t.clone().narrow(2, first, end - first);
+                // The query heads of one group are rows of one matrix: [sequences, kv heads, group * queries, d].
+                let rows = q.clone().narrow(2, i, ni).reshape([nb, self.n_kv_heads, group * ni, d]);
+                let mut scores = host_vec(rows.matmul(seen(&k).transpose()));
+                scores.par_chunks_exact_mut(end - first).enumerate().with_min_len(16).for_each(|(r, row)| {
+                    let position = start + i + r % ni;
+                    let (from, to) = (self.first_key(position) - first, position + 1 - first);
+                    row[..from].fill(0.0);
+                    row[to..].fill(0.0);
+                    let row = &mut row[from..to];
+                    row.iter_mut().for_each(|s| *s *= scale);
+                    exp::softmax(row);
+                });
+                let shape = [nb, self.n_kv_heads, group * ni, end - first];
+                let shares = Tensor::<4>::from_data(TensorData::new(scores, shape), device);
+                let mixed = shares.matmul(seen(&v)).reshape([nb, self.n_heads, ni, d]).swap_dims(1, 2);
+                for (s, mixed) in host_vec(mixed).chunks_exact(ni * width).enumerate() {
+                    y[((b + s) * length + i) * width..][..ni * width].copy_from_slice(mixed);
+                }
+            }
         }
-        Some(Tensor::from_data(TensorData::new(hidden, [1, 1, length, n_keys]), device))
+        tensor3(y, [batch, length, width], device)
     }
 
     /// Tensor operations only, so that gradients flow.
@@ -116,17 +140,21 @@ impl AttentionShape {
         };
         let group = self.n_heads / self.n_kv_heads;
         // Query heads of one group become rows of one matrix, so keys and values are never repeated in memory.
-        let q = rotated(q.reshape([batch, length, self.n_heads, d]))
-            .swap_dims(1, 2)
-            .reshape([batch, self.n_kv_heads, group * length, d]);
+        let q = rotated(q.reshape([batch, length, self.n_heads, d])).swap_dims(1, 2).reshape([
+            batch,
+            self.n_kv_heads,
+            group * length,
+            d,
+        ]);
         let k = rotated(k.reshape([batch, length, self.n_kv_heads, d])).swap_dims(1, 2);
         let v = v.reshape([batch, length, self.n_kv_heads, d]).swap_dims(1, 2);
-        let scores = q.matmul(k.transpose()).mul_scalar(1.0 / (d as f64).sqrt()) + self.bias(group, length, &device);
-        softmax(scores, 3)
-            .matmul(v)
-            .reshape([batch, self.n_heads, length, d])
-            .swap_dims(1, 2)
-            .reshape([batch, length, self.n_heads * d])
+        let scores =
+            q.matmul(k.transpose()).mul_scalar(1.0 / (d as f64).sqrt()) + self.bias(group, length, &device);
+        softmax(scores, 3).matmul(v).reshape([batch, self.n_heads, length, d]).swap_dims(1, 2).reshape([
+            batch,
+            length,
+            self.n_heads * d,
+        ])
     }
 
     /// Zero where a key is seen, else so low that its share becomes an exact zero; `[1, 1, group * length, length]`.
@@ -153,19 +181,11 @@ impl AttentionShape {
             let (first, last) = (self.first_key(start + token), start + token);
             let mut scores: Vec<f32> =
                 (first..=last).map(|p| dot(query, &keys[p * width + at..][..d]) * scale).collect();
-            let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for s in &mut scores {
-                *s = (*s - top).exp();
-                sum += *s;
-            }
+            exp::softmax(&mut scores);
             for (p, s) in (first..=last).zip(&scores) {
                 for (y, v) in y.iter_mut().zip(&values[p * width + at..][..d]) {
                     *y += s * v;
                 }
-            }
-            for y in y {
-                *y /= sum;
             }
         };
         if q.len() * (keys.len() / width) < PARALLEL_FROM {
@@ -211,7 +231,9 @@ mod tests {
                 let seen: Vec<usize> = (0..=i).filter(|j| shape.window.is_none_or(|w| i - j < w)).collect();
                 let e: Vec<f64> = seen
                     .iter()
-                    .map(|j| ((0..d).map(|c| q[at + c] as f64 * key(*j, c)).sum::<f64>() / (d as f64).sqrt()).exp())
+                    .map(|j| {
+                        ((0..d).map(|c| q[at + c] as f64 * key(*j, c)).sum::<f64>() / (d as f64).sqrt()).exp()
+                    })
                     .collect();
                 let sum: f64 = e.iter().sum();
                 for c in 0..d {
@@ -228,8 +250,11 @@ mod tests {
             [(4, 2, 11, None), (6, 1, 9, Some(4)), (3, 3, 20, Some(20)), (4, 4, 17, Some(1)), (2, 1, 1, None)]
         {
             let shape = AttentionShape { n_heads, n_kv_heads, head_dim: 6, window };
-            let (q, k, v) =
-                (values(length * n_heads * 6, 1), values(length * n_kv_heads * 6, 5), values(length * n_kv_heads * 6, 9));
+            let (q, k, v) = (
+                values(length * n_heads * 6, 1),
+                values(length * n_kv_heads * 6, 5),
+                values(length * n_kv_heads * 6, 9),
+            );
             let expected = oracle(&shape, &q, &k, &v, length);
             let check = |got: Vec<f32>, path: &str| {
                 for (a, b) in got.iter().zip(&expected) {
@@ -243,7 +268,7 @@ mod tests {
                 let v = tensor3(v.clone(), [1, length, n_kv_heads * 6], device);
                 shape.attend(q, k, v, None, cache)
             };
-            check(host_vec(run(&Device::flex(), None)), "fused");
+            check(host_vec(run(&Device::flex(), None)), "blocked");
             check(host_vec(run(&Device::flex().autodiff(), None).inner()), "trained");
             check(host_vec(run(&Device::flex(), Some(&mut LayerCache::default()))), "cache");
             check(shape.on_slices(&q, &k, &v, 0), "slices");

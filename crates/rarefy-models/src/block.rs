@@ -110,13 +110,16 @@ impl Block {
     /// # Errors
     /// No layer of that name, its weight is packed, or the length is not `d_out * d_in`.
     pub fn set_weight(&mut self, linear: &str, weight: Vec<f32>) -> Result<()> {
-        let full = self.linears().into_iter().find(|l| l.name == linear).map_or_else(String::new, |l| l.tensor);
+        let full =
+            self.linears().into_iter().find(|l| l.name == linear).map_or_else(String::new, |l| l.tensor);
         let known = self.names();
         let found = match self {
             Self::Llama(b) => b.linears_mut().into_iter().find(|(n, _)| *n == linear),
             Self::Opt(b) => b.linears_mut().into_iter().find(|(n, _)| *n == linear),
         };
-        let Some((_, l)) = found else { return Err(ModelError::UnknownLinear { name: linear.to_owned(), known }) };
+        let Some((_, l)) = found else {
+            return Err(ModelError::UnknownLinear { name: linear.to_owned(), known });
+        };
         if l.weight_is_packed() {
             return Err(packed(linear, l));
         }

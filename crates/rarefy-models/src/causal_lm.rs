@@ -85,7 +85,8 @@ impl CausalLm {
         KvCache::new(self.blocks.len())
     }
 
-    /// Appends `tokens` to the sequence in `cache` and returns the logits after the last one, `[vocab_size]`.
+    /// Appends `tokens` to the sequence in `cache` and returns the logits after the last one, `[vocab_size]`. Rotary models
+    /// also take more positions than `max_positions`, like the reference; what they then predict is another question.
     ///
     /// # Errors
     /// No tokens, a token outside the vocabulary, more positions than were learned (OPT), a cache of another model.

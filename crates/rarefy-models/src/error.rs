@@ -57,7 +57,9 @@ pub enum ModelError {
         known: Vec<String>,
     },
     /// No parameter of that name in this model.
-    #[error("no parameter `{name}` in this model; names are those of the Hugging Face layout, such as `{example}`")]
+    #[error(
+        "no parameter `{name}` in this model; names are those of the Hugging Face layout, such as `{example}`"
+    )]
     UnknownParameter {
         /// The name asked for.
         name: String,
@@ -65,7 +67,9 @@ pub enum ModelError {
         example: String,
     },
     /// The weight of this layer is packed and cannot be read or replaced here.
-    #[error("linear layer `{name}` holds its weight packed ({kind}); load the model with dense weights to change it")]
+    #[error(
+        "linear layer `{name}` holds its weight packed ({kind}); load the model with dense weights to change it"
+    )]
     Packed {
         /// Name of the layer.
         name: String,
@@ -87,7 +91,9 @@ pub enum ModelError {
         what: &'static str,
     },
     /// The sequences of a batch differ in length.
-    #[error("sequence {index} of the batch has {found} tokens, the first one {expected}; a batch needs equal lengths")]
+    #[error(
+        "sequence {index} of the batch has {found} tokens, the first one {expected}; a batch needs equal lengths"
+    )]
     Ragged {
         /// Index of the sequence.
         index: usize,
@@ -97,7 +103,9 @@ pub enum ModelError {
         found: usize,
     },
     /// A token is outside the vocabulary.
-    #[error("token {token} at position {position} of sequence {sequence} is outside the vocabulary of {vocab_size}; was the text encoded with another tokenizer?")]
+    #[error(
+        "token {token} at position {position} of sequence {sequence} is outside the vocabulary of {vocab_size}; was the text encoded with another tokenizer?"
+    )]
     Token {
         /// Index of the sequence.
         sequence: usize,
@@ -109,7 +117,9 @@ pub enum ModelError {
         vocab_size: usize,
     },
     /// The sequence is longer than the table of learned positions.
-    #[error("{needed} positions needed, but this model has learned only {available}; use a shorter sequence or window")]
+    #[error(
+        "{needed} positions needed, but this model has learned only {available}; use a shorter sequence or window"
+    )]
     Positions {
         /// Positions needed.
         needed: usize,
@@ -117,7 +127,9 @@ pub enum ModelError {
         available: usize,
     },
     /// A window of the perplexity measure is unusable.
-    #[error("window of {window} tokens over a text of {tokens}: a window needs at least 2 tokens and the text at least one window")]
+    #[error(
+        "window of {window} tokens over a text of {tokens}: a window needs at least 2 tokens and the text at least one window"
+    )]
     Window {
         /// Window length.
         window: usize,
@@ -125,7 +137,9 @@ pub enum ModelError {
         tokens: usize,
     },
     /// The network returned something that is not a number.
-    #[error("{count} non-finite values in the {what}, first at {first}; the weights or the input are damaged")]
+    #[error(
+        "{count} non-finite values in the {what}, first at {first}; the weights or the input are damaged"
+    )]
     NonFinite {
         /// Which values.
         what: &'static str,
@@ -145,7 +159,9 @@ pub enum ModelError {
         allowed: &'static str,
     },
     /// The cache belongs to a model of another shape.
-    #[error("the cache was made for {found} blocks, the model has {expected}; make it with `new_cache` of the same model")]
+    #[error(
+        "the cache was made for {found} blocks, the model has {expected}; make it with `new_cache` of the same model"
+    )]
     Cache {
         /// Blocks of the model.
         expected: usize,

@@ -12,6 +12,7 @@ mod attention;
 mod block;
 mod causal_lm;
 mod error;
+mod exp;
 mod init;
 mod kv_cache;
 mod linear;

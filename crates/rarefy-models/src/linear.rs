@@ -72,7 +72,13 @@ impl Linear {
     /// # Panics
     /// When the lengths do not fit the shape.
     #[must_use]
-    pub fn dense(weight: Vec<f32>, rows: usize, cols: usize, bias: Option<Vec<f32>>, device: &Device) -> Self {
+    pub fn dense(
+        weight: Vec<f32>,
+        rows: usize,
+        cols: usize,
+        bias: Option<Vec<f32>>,
+        device: &Device,
+    ) -> Self {
         Self::Dense(DenseLinear {
             weight: Param::from_tensor(tensor2(weight, [rows, cols], device)),
             bias: bias.map(|b| Param::from_tensor(tensor1(b, device))),

@@ -71,7 +71,11 @@ impl LlamaFixed {
 fn window(config: &ModelConfig, index: usize) -> Result<Option<usize>> {
     let window = match config.sliding_window {
         // The reference implementation's default where the file says nothing (null means full attention).
-        None if config.architecture == Architecture::Mistral && config.raw.get("sliding_window").is_none() => 4096,
+        None if config.architecture == Architecture::Mistral
+            && config.raw.get("sliding_window").is_none() =>
+        {
+            4096
+        }
         None => return Ok(None),
         Some(window) => window,
     };
@@ -106,7 +110,8 @@ impl LlamaBlock {
     pub(crate) fn load(loader: &Loader<'_>, index: usize) -> Result<Self> {
         let c = loader.config();
         let at = |name: &str| format!("model.layers.{index}.{name}");
-        let linear = |name: &str, rows: usize, cols: usize, bias: bool| loader.linear(&at(name), rows, cols, bias);
+        let linear =
+            |name: &str, rows: usize, cols: usize, bias: bool| loader.linear(&at(name), rows, cols, bias);
         let norm = |name: &str| -> Result<RmsNorm> {
             Ok(RmsNorm::new(loader.vector(&at(name), c.hidden_size)?, c.norm_eps, loader.device()))
         };
@@ -126,7 +131,12 @@ impl LlamaBlock {
         })
     }
 
-    pub(crate) fn forward(&self, x: Tensor<3>, tap: &mut dyn Tap, cache: Option<&mut LayerCache>) -> Tensor<3> {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        tap: &mut dyn Tap,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
         let fixed = &self.fixed;
         let n = self.input_norm.forward(x.clone());
         show(tap, &LINEARS[..3], &n);

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use half::{bf16, f16};
 use rarefy_checkpoint::{Checkpoint, ModelConfig, StoredWeight};
-use rarefy_kernels::{
-    DenseBf16, DenseF32, KernelError, LinearKernel, NmBf16, NmF32, PanelBf16, PanelF32,
-};
+use rarefy_kernels::{DenseBf16, DenseF32, KernelError, LinearKernel, NmBf16, NmF32, PanelBf16, PanelF32};
 use rarefy_sparsity::SparsityError;
 use rarefy_sparsity::formats::{BitmaskPanel, NmPacked};
 
@@ -135,7 +133,13 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn kernel(&self, name: &str, rows: usize, cols: usize, policy: PackedPolicy) -> Result<Arc<dyn LinearKernel>> {
+    fn kernel(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        policy: PackedPolicy,
+    ) -> Result<Arc<dyn LinearKernel>> {
         let kernel = |e: KernelError| ModelError::Kernel { tensor: name.to_owned(), source: e };
         let format = |e: SparsityError| ModelError::Format { tensor: name.to_owned(), source: e };
         let dense_f32 = |w: Vec<f32>| -> Result<Arc<dyn LinearKernel>> {

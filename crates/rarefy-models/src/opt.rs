@@ -61,10 +61,15 @@ impl OptBlock {
         let c = loader.config();
         let norm_before = extra(c)?.do_layer_norm_before;
         let at = |name: &str| format!("model.decoder.layers.{index}.{name}");
-        let linear = |name: &str, rows: usize, cols: usize, bias: bool| loader.linear(&at(name), rows, cols, bias);
+        let linear =
+            |name: &str, rows: usize, cols: usize, bias: bool| loader.linear(&at(name), rows, cols, bias);
         let (d, f) = (c.hidden_size, c.intermediate_size);
-        let attention =
-            AttentionShape { n_heads: c.n_heads, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim, window: None };
+        let attention = AttentionShape {
+            n_heads: c.n_heads,
+            n_kv_heads: c.n_kv_heads,
+            head_dim: c.head_dim,
+            window: None,
+        };
         Ok(Self {
             attention_norm: loader.layer_norm(&at("self_attn_layer_norm"), d, c.norm_eps)?,
             q_proj: linear(LINEARS[0], d, d, c.qkv_bias)?,
@@ -78,7 +83,12 @@ impl OptBlock {
         })
     }
 
-    pub(crate) fn forward(&self, x: Tensor<3>, tap: &mut dyn Tap, cache: Option<&mut LayerCache>) -> Tensor<3> {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        tap: &mut dyn Tap,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
         let fixed = &self.fixed;
         let before = |norm: &LayerNorm, x: Tensor<3>| if fixed.norm_before { norm.forward(x) } else { x };
         let after = |norm: &LayerNorm, x: Tensor<3>| if fixed.norm_before { x } else { norm.forward(x) };

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::causal_lm::CausalLm;
 use crate::error::{ModelError, Result};
+use crate::exp::log_sum_exp;
 use crate::tensors::host_vec;
 
 /// Logits that exist at a time, in values.
@@ -115,9 +116,7 @@ fn batch_nll(model: &dyn LanguageModel, batch: &[Vec<u32>]) -> Result<Vec<f64>> 
 
 /// `log Σ exp(l) - l[target]`.
 fn row_nll(logits: &[f32], target: usize) -> f64 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - top).exp())).sum();
-    sum.ln() + f64::from(top) - f64::from(logits[target])
+    log_sum_exp(logits) - f64::from(logits[target])
 }
 
 #[cfg(test)]

@@ -52,7 +52,8 @@ impl Rope {
             // Doubling, so that token after token does not compute them again each time.
             let len = len.next_power_of_two().max(64);
             let half = self.inner.frequencies.len();
-            let mut tables = Tables { cos: Vec::with_capacity(len * half), sin: Vec::with_capacity(len * half), len };
+            let mut tables =
+                Tables { cos: Vec::with_capacity(len * half), sin: Vec::with_capacity(len * half), len };
             for position in 0..len {
                 for f in &self.inner.frequencies {
                     let (sin, cos) = f64::from(position as f32 * f).sin_cos();
@@ -96,13 +97,7 @@ impl Rope {
         let (cos, sin) = (table(&tables.cos), table(&tables.sin));
         let a = x.clone().narrow(3, 0, half);
         let b = x.narrow(3, half, half);
-        Tensor::cat(
-            vec![
-                a.clone() * cos.clone() - b.clone() * sin.clone(),
-                b * cos + a * sin,
-            ],
-            3,
-        )
+        Tensor::cat(vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin], 3)
     }
 }
 

@@ -60,7 +60,8 @@ impl<T> std::fmt::Debug for Rows<T> {
 
 impl<T: Stored> Rows<T> {
     pub(crate) fn new(values: Vec<T>, rows: usize, cols: usize) -> Result<Self, KernelError> {
-        let expected = rows.checked_mul(cols).ok_or(KernelError::TooLarge { kernel: T::NAME, a: rows, b: cols })?;
+        let expected =
+            rows.checked_mul(cols).ok_or(KernelError::TooLarge { kernel: T::NAME, a: rows, b: cols })?;
         check(T::NAME, "weight", expected, values.len())?;
         Ok(Self { values, rows, cols })
     }
@@ -120,7 +121,12 @@ impl<T: Stored> Rows<T> {
     }
 }
 
-fn check(kernel: &'static str, array: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
+fn check(
+    kernel: &'static str,
+    array: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), KernelError> {
     if expected == found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
 }
 
@@ -157,7 +163,8 @@ impl<T: Stored> LinearKernel for Rows<T> {
         0
     }
     fn forward(&self, x: &[f32], n: usize, y: &mut [f32], _scratch: &mut [f32]) -> Result<(), KernelError> {
-        let product = |a: usize, b: usize| a.checked_mul(b).ok_or(KernelError::TooLarge { kernel: T::NAME, a, b });
+        let product =
+            |a: usize, b: usize| a.checked_mul(b).ok_or(KernelError::TooLarge { kernel: T::NAME, a, b });
         check(T::NAME, "x", product(n, self.cols)?, x.len())?;
         check(T::NAME, "y", product(n, self.rows)?, y.len())?;
         match n {
@@ -177,18 +184,27 @@ mod tests {
 
     fn agree<T: Stored>(narrow: impl Fn(f32) -> T) {
         for (rows, cols) in [(1, 1), (70, 33), (130, 48), (300, 700)] {
-            let w: Vec<T> = (0..rows * cols).map(|i| narrow(((i * 7919 % 997) as f32) / 500.0 - 1.0)).collect();
+            let w: Vec<T> =
+                (0..rows * cols).map(|i| narrow(((i * 7919 % 997) as f32) / 500.0 - 1.0)).collect();
             let kernel = Rows::new(w.clone(), rows, cols).unwrap();
-            assert_eq!(kernel.row(rows - 1).collect::<Vec<_>>(), w[(rows - 1) * cols..].iter().map(|v| v.wide()).collect::<Vec<_>>());
+            assert_eq!(
+                kernel.row(rows - 1).collect::<Vec<_>>(),
+                w[(rows - 1) * cols..].iter().map(|v| v.wide()).collect::<Vec<_>>()
+            );
             for n in [0, 1, 3, 8, 9, 40] {
                 let x: Vec<f32> = (0..n * cols).map(|i| ((i * 31 % 89) as f32) / 44.0 - 1.0).collect();
                 let mut y = vec![f32::NAN; n * rows];
                 kernel.forward(&x, n, &mut y, &mut []).unwrap();
                 for t in 0..n {
                     for r in 0..rows {
-                        let want: f64 = (0..cols).map(|c| f64::from(x[t * cols + c]) * f64::from(w[r * cols + c].wide())).sum();
+                        let want: f64 = (0..cols)
+                            .map(|c| f64::from(x[t * cols + c]) * f64::from(w[r * cols + c].wide()))
+                            .sum();
                         let got = f64::from(y[t * rows + r]);
-                        assert!((got - want).abs() < 1e-5 * (cols as f64), "{rows}x{cols} n={n}: {got} {want}");
+                        assert!(
+                            (got - want).abs() < 1e-5 * (cols as f64),
+                            "{rows}x{cols} n={n}: {got} {want}"
+                        );
                     }
                 }
             }

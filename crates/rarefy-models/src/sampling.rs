@@ -31,7 +31,11 @@ impl Sampling {
     pub fn validate(&self) -> Result<()> {
         let Self::Temperature { t, top_p } = *self else { return Ok(()) };
         if !(t.is_finite() && t > 0.0) {
-            return Err(ModelError::Sampling { setting: "temperature", value: t, allowed: "a finite number above 0" });
+            return Err(ModelError::Sampling {
+                setting: "temperature",
+                value: t,
+                allowed: "a finite number above 0",
+            });
         }
         match top_p {
             Some(p) if !(p > 0.0 && p <= 1.0) => {
@@ -55,7 +59,9 @@ impl Sampling {
         let Some((best, top)) = best else { return Err(ModelError::Empty { what: "logits" }) };
         match *self {
             Self::Greedy => Ok(best as u32),
-            Self::Temperature { t, top_p } => Ok(by_chance(logits, f64::from(*top), t, top_p, uniform(rng)) as u32),
+            Self::Temperature { t, top_p } => {
+                Ok(by_chance(logits, f64::from(*top), t, top_p, uniform(rng)) as u32)
+            }
         }
     }
 }

@@ -93,7 +93,8 @@ impl Stem {
                     value: c.max_positions.to_string(),
                     remedy: "the number is absurd; repair config.json",
                 })?;
-                let positions = loader.checked("model.decoder.embed_positions.weight", &[rows, c.hidden_size])?;
+                let positions =
+                    loader.checked("model.decoder.embed_positions.weight", &[rows, c.hidden_size])?;
                 let project = match width == c.hidden_size {
                     true => None,
                     false => Some(loader.linear("model.decoder.project_in", c.hidden_size, width, false)?),
@@ -164,7 +165,11 @@ impl Head {
         let (norm, project_out) = match c.architecture {
             Architecture::Opt => {
                 let norm = match extra(c)?.has_final_norm {
-                    true => Norm::Layer(loader.layer_norm("model.decoder.final_layer_norm", c.hidden_size, c.norm_eps)?),
+                    true => Norm::Layer(loader.layer_norm(
+                        "model.decoder.final_layer_norm",
+                        c.hidden_size,
+                        c.norm_eps,
+                    )?),
                     false => Norm::None,
                 };
                 let project = match width == c.hidden_size {

@@ -96,7 +96,13 @@ impl LlamaModel {
         }
         let lm_head = (!c.tie_embeddings).then(|| linear(c.vocab_size, d, false, deviation));
         let embed = tensor2(draw.normal(c.vocab_size * d, deviation), [c.vocab_size, d], device);
-        Ok(Self { embed: Param::from_tensor(embed), blocks, norm: ones(), lm_head, config: Arc::new(c.clone()) })
+        Ok(Self {
+            embed: Param::from_tensor(embed),
+            blocks,
+            norm: ones(),
+            lm_head,
+            config: Arc::new(c.clone()),
+        })
     }
 
     /// The weights of a folder, in 32 bits.
@@ -196,7 +202,9 @@ impl LlamaModel {
     /// # Errors
     /// No parameter of that name, or the length does not fit its shape.
     pub fn set(&mut self, name: &str, values: Vec<f32>) -> Result<()> {
-        let Some((_, param)) = self.named_mut().into_iter().find(|(n, _)| n == name) else { return Err(unknown(name)) };
+        let Some((_, param)) = self.named_mut().into_iter().find(|(n, _)| n == name) else {
+            return Err(unknown(name));
+        };
         let expected = match &param {
             AnyParamMut::Vector(p) => p.dims().to_vec(),
             AnyParamMut::Matrix(p) => p.dims().to_vec(),
@@ -247,8 +255,18 @@ impl LlamaModel {
         let mut all = vec![(EMBED.to_owned(), AnyParamMut::Matrix(&mut self.embed))];
         for (index, block) in self.blocks.iter_mut().enumerate() {
             let at = |name: &str| format!("model.layers.{index}.{name}");
-            let LlamaBlock { input_norm, post_norm, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } =
-                block;
+            let LlamaBlock {
+                input_norm,
+                post_norm,
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj,
+                gate_proj,
+                up_proj,
+                down_proj,
+                ..
+            } = block;
             all.push((at("input_layernorm.weight"), AnyParamMut::Vector(&mut input_norm.gamma)));
             all.push((at("post_attention_layernorm.weight"), AnyParamMut::Vector(&mut post_norm.gamma)));
             let linears = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];

@@ -22,7 +22,7 @@ fn logits_of(case: &str) -> (Vec<u32>, Vec<f32>) {
 fn check_logits(ckpt: &Checkpoint, case: &str) {
     let (tokens, expected) = logits_of(case);
     let model = CausalLm::load(ckpt, LoadOptions::default()).unwrap();
-    let got = values(model.forward(&[tokens.clone()]).unwrap());
+    let got = values(model.forward(std::slice::from_ref(&tokens)).unwrap());
     let d = distance(&got, &expected);
     eprintln!("{case}: {} tokens, largest difference of a logit {d:e}", tokens.len());
     assert!(d < TOLERANCE, "{case}: {d}");

@@ -38,10 +38,14 @@ fn packed_equals_dense_with_zeros() {
                 let packed = load(&packed_folder);
                 let options = LoadOptions { packed: PackedPolicy::DenseAlways, ..LoadOptions::default() };
                 let decoded = CausalLm::load(&packed_folder, options).unwrap();
-                let run = |model: &CausalLm| values(model.forward(&[tokens.clone()]).unwrap());
+                let run = |model: &CausalLm| values(model.forward(std::slice::from_ref(&tokens)).unwrap());
                 let (a, b, c) = (run(&dense), run(&packed), run(&decoded));
                 let scale = a.iter().fold(0f32, |m, v| m.max(v.abs()));
-                assert!(distance(&a, &b) <= 1e-5 * scale, "{source} {dtype:?} {pattern}: {}", distance(&a, &b));
+                assert!(
+                    distance(&a, &b) <= 1e-5 * scale,
+                    "{source} {dtype:?} {pattern}: {}",
+                    distance(&a, &b)
+                );
                 assert_eq!(a, c, "{source} {dtype:?} {pattern}");
                 let kinds: Vec<&str> =
                     packed.linears().iter().filter_map(|(_, l)| l.kernel().map(|k| k.name())).collect();
@@ -75,7 +79,8 @@ fn a_batch_is_its_sequences() {
         let vocab = ckpt.config().vocab_size;
         let batch: Vec<Vec<u32>> = (0..3).map(|seed| some_tokens(13, vocab, seed)).collect();
         let all = values(model.forward(&batch).unwrap());
-        let each: Vec<f32> = batch.iter().flat_map(|t| values(model.forward(&[t.clone()]).unwrap())).collect();
+        let each: Vec<f32> =
+            batch.iter().flat_map(|t| values(model.forward(std::slice::from_ref(t)).unwrap())).collect();
         assert!(distance(&all, &each) < 1e-5, "{name}: {}", distance(&all, &each));
     }
 }
@@ -86,7 +91,8 @@ fn streamed_blocks_equal_the_whole_model() {
     let device = Device::flex();
     for name in TINY {
         let ckpt = tiny(name);
-        let batch = vec![some_tokens(15, ckpt.config().vocab_size, 4), some_tokens(15, ckpt.config().vocab_size, 5)];
+        let batch =
+            vec![some_tokens(15, ckpt.config().vocab_size, 4), some_tokens(15, ckpt.config().vocab_size, 5)];
         let mut x = rarefy_models::Stem::load(&ckpt, &device).unwrap().forward(&batch).unwrap();
         for i in 0..ckpt.config().n_layers {
             x = Block::load(&ckpt, i, &device).unwrap().forward(x, &mut ());
@@ -107,7 +113,7 @@ proptest! {
         let vocab = ckpt.config().vocab_size;
         let n = cuts.iter().sum::<usize>().min(60);
         let tokens = some_tokens(n, vocab, seed);
-        let whole = values(model.forward(&[tokens.clone()]).unwrap());
+        let whole = values(model.forward(std::slice::from_ref(&tokens)).unwrap());
         let mut cache = model.new_cache();
         let mut done = 0;
         for cut in cuts {
@@ -139,7 +145,8 @@ fn a_truncated_cache_goes_on_as_if_nothing_had_followed() {
 fn generation_repeats_and_stops() {
     let model = load(&tiny("tiny-llama"));
     let sampling = Sampling::Temperature { t: 1.0, top_p: Some(0.9) };
-    let run = |seed| generate(&model, &[1, 2, 3], sampling, 20, seed, &mut |_| ControlFlow::Continue(())).unwrap();
+    let run =
+        |seed| generate(&model, &[1, 2, 3], sampling, 20, seed, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(run(7), run(7));
     assert_ne!(run(7), run(8));
     assert_eq!(run(7).len(), 20);
@@ -149,11 +156,12 @@ fn generation_repeats_and_stops() {
         if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert_eq!(stopped.unwrap().len(), 3);
-    let greedy = generate(&model, &[1, 2], Sampling::Greedy, 5, 0, &mut |_| ControlFlow::Continue(())).unwrap();
+    let greedy =
+        generate(&model, &[1, 2], Sampling::Greedy, 5, 0, &mut |_| ControlFlow::Continue(())).unwrap();
     // Greedy by hand, without a cache.
     let mut tokens = vec![1, 2];
     for _ in 0..5 {
-        let logits = values(model.forward(&[tokens.clone()]).unwrap());
+        let logits = values(model.forward(std::slice::from_ref(&tokens)).unwrap());
         let last = &logits[logits.len() - model.config().vocab_size..];
         let best = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
         tokens.push(best as u32);
@@ -168,7 +176,7 @@ fn results_do_not_depend_on_threads() {
     let tokens = some_tokens(64, 96, 3);
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| values(model.forward(&[tokens.clone()]).unwrap()))
+        pool.install(|| values(model.forward(std::slice::from_ref(&tokens)).unwrap()))
     };
     assert_eq!(run(1), run(2));
     assert_eq!(run(2), run(2));
@@ -229,7 +237,10 @@ fn hostile_input() {
     let forward = |batch: &[Vec<u32>]| model.forward(batch).map(|_| ());
     assert!(matches!(forward(&[]), Err(ModelError::Empty { .. })));
     assert!(matches!(forward(&[vec![]]), Err(ModelError::Empty { .. })));
-    assert!(matches!(forward(&[vec![1, 2], vec![1]]), Err(ModelError::Ragged { index: 1, expected: 2, found: 1 })));
+    assert!(matches!(
+        forward(&[vec![1, 2], vec![1]]),
+        Err(ModelError::Ragged { index: 1, expected: 2, found: 1 })
+    ));
     let vocab = model.config().vocab_size;
     assert!(matches!(
         forward(&[vec![1], vec![vocab as u32]]),
@@ -245,7 +256,10 @@ fn hostile_input() {
     model.decode(&mut cache, &some_tokens(64, vocab, 0)).unwrap();
     assert!(matches!(model.decode(&mut cache, &[1]), Err(ModelError::Positions { .. })));
     assert!(matches!(model.decode(&mut model.new_cache(), &[]), Err(ModelError::Empty { .. })));
-    assert!(matches!(model.decode(&mut KvCache::new(7), &[1]), Err(ModelError::Cache { expected: 2, found: 7 })));
+    assert!(matches!(
+        model.decode(&mut KvCache::new(7), &[1]),
+        Err(ModelError::Cache { expected: 2, found: 7 })
+    ));
 }
 
 /// Windows in one batch or one by one: the same mean.
@@ -255,8 +269,10 @@ fn perplexity_is_the_mean_over_windows() {
     let tokens = some_tokens(100, 96, 6);
     let all = perplexity(&model, &tokens, 16, &mut |_, _| (), None).unwrap();
     assert_eq!((all.windows, all.tokens), (6, 90));
-    let sum: f64 =
-        tokens.chunks_exact(16).map(|w| rarefy_models::token_nll(&model, w).unwrap().iter().sum::<f64>()).sum();
+    let sum: f64 = tokens
+        .chunks_exact(16)
+        .map(|w| rarefy_models::token_nll(&model, w).unwrap().iter().sum::<f64>())
+        .sum();
     assert!((all.nll_mean - sum / 90.0).abs() < 1e-6);
     // Against the logits by the definition.
     let logits = values(model.forward(&[tokens[..16].to_vec()]).unwrap());

@@ -7,7 +7,9 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rarefy_checkpoint::{Checkpoint, DType, ModelConfig, OutputFormat};
-use rarefy_models::{CausalLm, LanguageModel, LlamaModel, LoadOptions, ModelError, causal_lm_loss, perplexity};
+use rarefy_models::{
+    CausalLm, LanguageModel, LlamaModel, LoadOptions, ModelError, causal_lm_loss, perplexity,
+};
 use support::{TINY, distance, some_tokens, tiny, values, write_model};
 
 fn config(tied: bool, kind: &str) -> ModelConfig {
@@ -96,7 +98,10 @@ fn gradients_equal_finite_differences() {
         }
         for (name, at, grad, quotient) in checks {
             let allowed = 2e-3 * f64::from(largest) + 2e-2 * grad.abs();
-            assert!((grad - quotient).abs() < allowed, "{name}[{at}]: {grad} against {quotient} (largest {largest})");
+            assert!(
+                (grad - quotient).abs() < allowed,
+                "{name}[{at}]: {grad} against {quotient} (largest {largest})"
+            );
         }
     }
 }
@@ -108,7 +113,8 @@ fn the_loss_by_hand() {
     let logits = Tensor::<3>::zeros([2, 3, 5], &device);
     let loss = causal_lm_loss(logits, ints(&[0, 1, 2, 3, 4, 0], [2, 3], &device));
     assert!((values(loss)[0] - 5f32.ln()).abs() < 1e-6);
-    let logits = Tensor::<3>::from_data(TensorData::new(vec![0.0f32, 4f32.ln(), 0.0, 0.0, 0.0], [1, 1, 5]), &device);
+    let logits =
+        Tensor::<3>::from_data(TensorData::new(vec![0.0f32, 4f32.ln(), 0.0, 0.0, 0.0], [1, 1, 5]), &device);
     let loss = causal_lm_loss(logits, ints(&[1], [1, 1], &device));
     assert!((values(loss)[0] - 2f32.ln()).abs() < 1e-6);
 }
@@ -143,7 +149,10 @@ fn export_and_read_again() {
         let tensors = model.export(DType::F32);
         let expected: std::collections::BTreeSet<String> =
             rarefy_checkpoint::layout::expected(&c).into_iter().map(|t| t.name).collect();
-        assert_eq!(tensors.iter().map(|t| t.name.clone()).collect::<std::collections::BTreeSet<_>>(), expected);
+        assert_eq!(
+            tensors.iter().map(|t| t.name.clone()).collect::<std::collections::BTreeSet<_>>(),
+            expected
+        );
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
         std::fs::create_dir(&source).unwrap();
@@ -171,7 +180,8 @@ fn write_safetensors(path: &std::path::Path, tensors: &[rarefy_checkpoint::OutTe
     for t in tensors {
         let begin = data.len();
         data.extend_from_slice(&t.data);
-        let entry = serde_json::json!({ "dtype": "F32", "shape": t.shape, "data_offsets": [begin, data.len()] });
+        let entry =
+            serde_json::json!({ "dtype": "F32", "shape": t.shape, "data_offsets": [begin, data.len()] });
         header.insert(t.name.clone(), entry);
     }
     let mut header = serde_json::to_vec(&header).unwrap();

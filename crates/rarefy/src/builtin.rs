@@ -59,8 +59,7 @@ pub fn folder() -> Result<PathBuf, BuiltinError> {
             Err(error) => last = Some((base, error)),
         }
     }
-    let (folder, source) =
-        last.unwrap_or_else(|| (PathBuf::new(), io::Error::other("no candidate folder")));
+    let (folder, source) = last.unwrap_or_else(|| (PathBuf::new(), io::Error::other("no candidate folder")));
     Err(BuiltinError::Write { folder, source })
 }
 
@@ -135,9 +134,9 @@ fn write_to(base: &Path) -> io::Result<PathBuf> {
 }
 
 fn is_complete(folder: &Path) -> bool {
-    files::FILES.iter().all(|(name, content)| {
-        std::fs::read(folder.join(name)).is_ok_and(|found| found == *content)
-    })
+    files::FILES
+        .iter()
+        .all(|(name, content)| std::fs::read(folder.join(name)).is_ok_and(|found| found == *content))
 }
 
 /// Seed of the corpus that the built-in model was trained on (`recipes/builtin.toml`). The training, validation and test

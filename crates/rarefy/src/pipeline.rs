@@ -27,8 +27,14 @@ pub struct Job {
 ///
 /// # Errors
 /// As [`PruneRun::run`].
-pub fn prune(source: &Checkpoint, calibration: &[Vec<u32>], job: &Job, out: &Path) -> Result<PruneReport, CliError> {
-    let settings = RunSettings { format: job.format, seed: job.seed, overwrite: true, ..RunSettings::default() };
+pub fn prune(
+    source: &Checkpoint,
+    calibration: &[Vec<u32>],
+    job: &Job,
+    out: &Path,
+) -> Result<PruneReport, CliError> {
+    let settings =
+        RunSettings { format: job.format, seed: job.seed, overwrite: true, ..RunSettings::default() };
     let run = PruneRun::by_name(&job.method, &job.settings, settings)?;
     Ok(run.run(source, calibration, out, &mut (), &AtomicBool::new(false))?)
 }

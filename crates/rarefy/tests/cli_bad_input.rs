@@ -179,32 +179,41 @@ fn shape_that_overflows() {
 fn missing_shard_and_index_that_points_nowhere() {
     let to_shards = |model: &Path, shard: &str, extra: Option<&str>| {
         let parts = take_apart(&model.join("model.safetensors"));
-        std::fs::rename(model.join("model.safetensors"), model.join("model-00001-of-00001.safetensors")).unwrap();
-        let mut map: serde_json::Map<String, Value> =
-            in_order(&parts.header).into_iter().map(|n| (n, json!("model-00001-of-00001.safetensors"))).collect();
+        std::fs::rename(model.join("model.safetensors"), model.join("model-00001-of-00001.safetensors"))
+            .unwrap();
+        let mut map: serde_json::Map<String, Value> = in_order(&parts.header)
+            .into_iter()
+            .map(|n| (n, json!("model-00001-of-00001.safetensors")))
+            .collect();
         let first = map.keys().next().unwrap().clone();
         map.insert(extra.unwrap_or(&first).to_owned(), json!(shard));
-        std::fs::write(model.join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
+        std::fs::write(model.join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string())
+            .unwrap();
     };
     Damaged::new(|model| to_shards(model, "model-00002-of-00002.safetensors", None))
         .is_refused(&["model.safetensors.index.json", "model-00002-of-00002.safetensors"]);
     Damaged::new(|model| to_shards(model, "model-00001-of-00001.safetensors", Some("no.such.tensor")))
         .is_refused(&["model.safetensors.index.json", "no.such.tensor"]);
-    Damaged::new(|model| to_shards(model, "../outside.safetensors", None)).is_refused(&["../outside.safetensors"]);
+    Damaged::new(|model| to_shards(model, "../outside.safetensors", None))
+        .is_refused(&["../outside.safetensors"]);
 }
 
 #[test]
 fn no_folder_no_config_no_weights() {
     refuse(&["inspect", "/no/such/folder"], &["/no/such/folder"]);
-    Damaged::new(|model| std::fs::remove_file(model.join("config.json")).unwrap()).is_refused(&["config.json"]);
+    Damaged::new(|model| std::fs::remove_file(model.join("config.json")).unwrap())
+        .is_refused(&["config.json"]);
     Damaged::new(|model| std::fs::remove_file(model.join("model.safetensors")).unwrap())
         .is_refused(&["model.safetensors"]);
 }
 
 #[test]
 fn unknown_architecture() {
-    Damaged::config(|c| c["architectures"] = json!(["MambaForCausalLM"]))
-        .is_refused(&["config.json", "MambaForCausalLM", "LlamaForCausalLM"]);
+    Damaged::config(|c| c["architectures"] = json!(["MambaForCausalLM"])).is_refused(&[
+        "config.json",
+        "MambaForCausalLM",
+        "LlamaForCausalLM",
+    ]);
 }
 
 #[test]
@@ -275,7 +284,18 @@ fn tokenizer_that_does_not_fit() {
     std::fs::write(&calibration, "The dog sees a bell. ".repeat(4000)).unwrap();
     let out = damaged.folder.path().join("out");
     refuse(
-        &["prune", text(&damaged.model), "-o", text(&out), "--method", "wanda", "--sparsity", "0.5", "--calibrate", text(&calibration)],
+        &[
+            "prune",
+            text(&damaged.model),
+            "-o",
+            text(&out),
+            "--method",
+            "wanda",
+            "--sparsity",
+            "0.5",
+            "--calibrate",
+            text(&calibration),
+        ],
         &["tokenizer.json", "9999999"],
     );
     assert!(!out.exists());
@@ -331,7 +351,10 @@ fn patterns_that_do_not_divide_or_make_no_sense() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let prune = |pattern: &str, needles: &[&str]| {
-        refuse(&["prune", "builtin", "-o", text(&out), "--method", "magnitude", "--pattern", pattern], needles);
+        refuse(
+            &["prune", "builtin", "-o", text(&out), "--method", "magnitude", "--pattern", pattern],
+            needles,
+        );
         assert!(!out.exists());
     };
     // 7 × 13 divides no width that a model has.
@@ -341,7 +364,18 @@ fn patterns_that_do_not_divide_or_make_no_sense() {
     }
     refuse(&["prune", "builtin", "-o", text(&out), "--method", "magnitude"], &["--sparsity", "--pattern"]);
     refuse(
-        &["prune", "builtin", "-o", text(&out), "--method", "magnitude", "--pattern", "2:4", "--sparsity", "0.7"],
+        &[
+            "prune",
+            "builtin",
+            "-o",
+            text(&out),
+            "--method",
+            "magnitude",
+            "--pattern",
+            "2:4",
+            "--sparsity",
+            "0.7",
+        ],
         &["2:4", "sparsity"],
     );
 }
@@ -352,7 +386,17 @@ fn output_equal_to_input() {
     let before = common::files(&damaged.model);
     for out in [damaged.model.clone(), damaged.model.join("."), damaged.model.join("inside")] {
         refuse(
-            &["prune", text(&damaged.model), "-o", text(&out), "--method", "magnitude", "--sparsity", "0.5", "--overwrite"],
+            &[
+                "prune",
+                text(&damaged.model),
+                "-o",
+                text(&out),
+                "--method",
+                "magnitude",
+                "--sparsity",
+                "0.5",
+                "--overwrite",
+            ],
             &["output"],
         );
         refuse(
@@ -364,7 +408,17 @@ fn output_equal_to_input() {
     let link = damaged.folder.path().join("link");
     std::os::unix::fs::symlink(&damaged.model, &link).unwrap();
     refuse(
-        &["prune", text(&damaged.model), "-o", text(&link), "--method", "magnitude", "--sparsity", "0.5", "--overwrite"],
+        &[
+            "prune",
+            text(&damaged.model),
+            "-o",
+            text(&link),
+            "--method",
+            "magnitude",
+            "--sparsity",
+            "0.5",
+            "--overwrite",
+        ],
         &["output"],
     );
     common::assert_same(&before, &common::files(&damaged.model));
@@ -377,7 +431,8 @@ fn output_that_exists() {
     std::fs::create_dir(&out).unwrap();
     std::fs::write(out.join("precious.txt"), "mine").unwrap();
     for flags in [&[][..], &["--overwrite"][..]] {
-        let mut all = vec!["prune", "builtin", "-o", text(&out), "--method", "magnitude", "--sparsity", "0.5"];
+        let mut all =
+            vec!["prune", "builtin", "-o", text(&out), "--method", "magnitude", "--sparsity", "0.5"];
         all.extend(flags);
         refuse(&all, &[text(&out)]);
         assert_eq!(std::fs::read_to_string(out.join("precious.txt")).unwrap(), "mine");
@@ -406,7 +461,18 @@ fn unknown_names_list_the_nearest() {
     refuse(&["prune", "builtin", "-o", text(&out), "--recipe", text(&recipe)], &["recipe.toml", "sparsity"]);
     // A setting of another method.
     refuse(
-        &["prune", "builtin", "-o", text(&out), "--method", "magnitude", "--sparsity", "0.5", "--percdamp", "0.1"],
+        &[
+            "prune",
+            "builtin",
+            "-o",
+            text(&out),
+            "--method",
+            "magnitude",
+            "--sparsity",
+            "0.5",
+            "--percdamp",
+            "0.1",
+        ],
         &["percdamp", "magnitude"],
     );
     assert!(!out.exists());
@@ -414,7 +480,13 @@ fn unknown_names_list_the_nearest() {
 
 #[test]
 fn usage_errors_have_exit_code_2() {
-    for arguments in [&["prune"][..], &["nonsense"], &["bench"], &["--threads", "0", "methods"], &["eval", "builtin", "--window", "x"]] {
+    for arguments in [
+        &["prune"][..],
+        &["nonsense"],
+        &["bench"],
+        &["--threads", "0", "methods"],
+        &["eval", "builtin", "--window", "x"],
+    ] {
         let output = common::run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(common::stderr(&output).contains("error: "), "{arguments:?}");
@@ -437,6 +509,21 @@ fn settings_of_a_run_that_cannot_be() {
     refuse(&["generate", "builtin", "--prompt", "a", "--temperature", "0"], &["temperature"]);
     refuse(&["generate", "builtin", "--prompt", "a", "--temperature", "1", "--top-p", "2"], &["top_p"]);
     refuse(&["bench", "--shape", "8x8", "--batch", "0"], &["n"]);
-    refuse(&["convert", "builtin", "-o", text(&folder.path().join("o")), "--format", "dense", "--quantize-bits", "4"], &["pack-quantized"]);
-    refuse(&["convert", "builtin", "-o", text(&folder.path().join("o")), "--format", "sparse-24-bitmask"], &["2:4"]);
+    refuse(
+        &[
+            "convert",
+            "builtin",
+            "-o",
+            text(&folder.path().join("o")),
+            "--format",
+            "dense",
+            "--quantize-bits",
+            "4",
+        ],
+        &["pack-quantized"],
+    );
+    refuse(
+        &["convert", "builtin", "-o", text(&folder.path().join("o")), "--format", "sparse-24-bitmask"],
+        &["2:4"],
+    );
 }

@@ -14,9 +14,16 @@ use common::{assert_same, files, rarefy, skipped, stderr, text};
 /// A run of some seconds with a part for each block.
 fn prune(out: &Path) -> Command {
     let mut command = rarefy();
-    command
-        .args(["prune", "builtin", "-o", text(out), "--method", "sparsegpt", "--sparsity", "0.5"])
-        .args(["--samples", "24", "--length", "128", "--format", "packed", "--threads", "2"]);
+    command.args(["prune", "builtin", "-o", text(out), "--method", "sparsegpt", "--sparsity", "0.5"]).args([
+        "--samples",
+        "24",
+        "--length",
+        "128",
+        "--format",
+        "packed",
+        "--threads",
+        "2",
+    ]);
     command
 }
 
@@ -237,7 +244,12 @@ fn a_reader_that_goes_away_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     for arguments in [&["methods"][..], &["methods", "--json"], &["inspect", "builtin"]] {
-        let output = rarefy().args(arguments).stdout(writer.try_clone().unwrap()).stderr(Stdio::piped()).output().unwrap();
+        let output = rarefy()
+            .args(arguments)
+            .stdout(writer.try_clone().unwrap())
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("panicked"));
     }

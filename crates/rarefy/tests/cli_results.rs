@@ -39,13 +39,38 @@ fn inspect_sees_what_prune_made() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let dense = json(&["inspect", "builtin"]);
-    has_keys(&dense, &["architecture", "blocks", "parameters", "stored_bytes", "dense_bytes", "tensors", "flops_per_token"]);
+    has_keys(
+        &dense,
+        &[
+            "architecture",
+            "blocks",
+            "parameters",
+            "stored_bytes",
+            "dense_bytes",
+            "tensors",
+            "flops_per_token",
+        ],
+    );
     assert!(dense["sparsity"].as_f64().unwrap() < 0.01);
     let made = json(&prune(&out, &["--method", "wanda", "--pattern", "2:4"]));
-    has_keys(&made, &["output", "method", "sparsity", "bytes", "dense_bytes", "layers", "peak_resident_bytes", "predicted_peak_bytes", "seconds"]);
+    has_keys(
+        &made,
+        &[
+            "output",
+            "method",
+            "sparsity",
+            "bytes",
+            "dense_bytes",
+            "layers",
+            "peak_resident_bytes",
+            "predicted_peak_bytes",
+            "seconds",
+        ],
+    );
     let found = json(&["inspect", text(&out)]);
     assert_eq!(found["sparsity"], 0.5);
-    let pruned: Vec<&Value> = found["tensors"].as_array().unwrap().iter().filter(|t| t["prunable"] == true).collect();
+    let pruned: Vec<&Value> =
+        found["tensors"].as_array().unwrap().iter().filter(|t| t["prunable"] == true).collect();
     assert_eq!(pruned.len() as u64, 7 * found["blocks"].as_u64().unwrap());
     assert!(pruned.iter().all(|t| t["pattern"] == "2:4"), "{pruned:?}");
     assert_eq!(
@@ -89,7 +114,9 @@ fn every_format_holds_the_same_weights() {
     assert_eq!(packed["packed"], packed["with_pattern"]);
     // Packed and dense run alike.
     let ppl = |model: &Path| {
-        json(&["eval", text(model), "--builtin-text", "--window", "64", "--max-windows", "8"])["ppl"].as_f64().unwrap()
+        json(&["eval", text(model), "--builtin-text", "--window", "64", "--max-windows", "8"])["ppl"]
+            .as_f64()
+            .unwrap()
     };
     let (a, b) = (ppl(&dense), ppl(&at("packed")));
     assert!((a / b - 1.0).abs() < 1e-4, "{a} and {b}");
@@ -181,7 +208,18 @@ fn recipe_and_flags_say_the_same() {
     succeed(&["prune", "builtin", "-o", text(&a), "--recipe", text(&recipe)]);
     succeed(&prune(
         &b,
-        &["--method", "sparsegpt", "--pattern", "2:4", "--blocksize", "64", "--percdamp", "0.02", "--max-layer", "2"],
+        &[
+            "--method",
+            "sparsegpt",
+            "--pattern",
+            "2:4",
+            "--blocksize",
+            "64",
+            "--percdamp",
+            "0.02",
+            "--max-layer",
+            "2",
+        ],
     ));
     let weights = |p: &Path| std::fs::read(p.join("model.safetensors")).unwrap();
     assert_eq!(weights(&a), weights(&b));
@@ -197,7 +235,10 @@ fn recipe_and_flags_say_the_same() {
 #[test]
 fn eval_and_generate_on_the_built_in_model() {
     let found = json(&["eval", "builtin", "--max-windows", "8"]);
-    has_keys(&found, &["ppl", "floor_ppl", "window", "windows", "predicted_tokens", "convention", "nll_mean"]);
+    has_keys(
+        &found,
+        &["ppl", "floor_ppl", "window", "windows", "predicted_tokens", "convention", "nll_mean"],
+    );
     let (ppl, floor) = (found["ppl"].as_f64().unwrap(), found["floor_ppl"].as_f64().unwrap());
     assert!(floor > 1.0 && ppl > floor, "perplexity {ppl}, floor {floor}");
     assert_eq!(found["windows"], 8);
@@ -211,7 +252,18 @@ fn eval_and_generate_on_the_built_in_model() {
     assert!(plain.starts_with("The dog"), "{plain}");
     let streamed = plain.trim_end_matches('\n').strip_prefix("The dog").unwrap();
     assert_eq!(streamed.trim(), made["text"].as_str().unwrap().trim());
-    let sampled = ["generate", "builtin", "--prompt", "The dog", "--max-new", "12", "--temperature", "1", "--seed", "3"];
+    let sampled = [
+        "generate",
+        "builtin",
+        "--prompt",
+        "The dog",
+        "--max-new",
+        "12",
+        "--temperature",
+        "1",
+        "--seed",
+        "3",
+    ];
     assert_eq!(succeed(&sampled), succeed(&sampled));
 }
 
@@ -247,7 +299,18 @@ fn synth_writes_a_model_that_the_other_verbs_read() {
             let found = json(&["inspect", text(&model)]);
             assert_eq!(found["tensors"][0]["dtype"].as_str().unwrap().to_lowercase(), dtype);
             let out = folder.path().join(format!("{shape}-{dtype}-out"));
-            succeed(&["prune", text(&model), "-o", text(&out), "--method", "magnitude", "--pattern", "4:8", "--format", "packed"]);
+            succeed(&[
+                "prune",
+                text(&model),
+                "-o",
+                text(&out),
+                "--method",
+                "magnitude",
+                "--pattern",
+                "4:8",
+                "--format",
+                "packed",
+            ]);
             assert_eq!(json(&["verify", text(&out)])["ok"], true);
         }
     }

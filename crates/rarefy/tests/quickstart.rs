@@ -20,7 +20,9 @@ fn quickstart_measures_every_method_and_pattern_beside_dense_and_writes_one_page
     let rows = report["model"]["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 10);
     let find = |method: &str, pattern: &str| {
-        rows.iter().find(|r| r["method"] == method && r["pattern"] == pattern).unwrap_or_else(|| panic!("{method} {pattern}"))
+        rows.iter()
+            .find(|r| r["method"] == method && r["pattern"] == pattern)
+            .unwrap_or_else(|| panic!("{method} {pattern}"))
     };
     let dense = find("dense", "dense");
     let ppl = |row: &serde_json::Value| row["ppl"].as_f64().unwrap();

@@ -5,9 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rarefy::report::{
-    KernelRow, KernelSection, Machine, ModelRow, ModelSection, QuickstartReport, render,
-};
+use rarefy::report::{KernelRow, KernelSection, Machine, ModelRow, ModelSection, QuickstartReport, render};
 
 fn chromium() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -175,7 +173,8 @@ fn a_browser_shows_the_report_at_two_widths() {
             let path = folder.path().join(format!("frame-{width}-{source}"));
             let style = format!("border:0;display:block;width:{width}px;height:{HEIGHT}px");
             let frame = format!("<iframe src=\"{source}\" style=\"{style}\"></iframe>");
-            let html = format!("<!DOCTYPE html><html><body style=\"margin:0\">{LISTENER}{frame}</body></html>");
+            let html =
+                format!("<!DOCTYPE html><html><body style=\"margin:0\">{LISTENER}{frame}</body></html>");
             std::fs::write(&path, html).unwrap();
             path
         };

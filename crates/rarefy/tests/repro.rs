@@ -9,7 +9,8 @@ use common::{run, stderr, stdout};
 #[test]
 fn quick_repro_prints_the_agreed_object_and_its_exit_code_says_whether_every_check_passed() {
     let output = run(&["repro", "sparsegpt-wanda-baselines", "--quick", "--json"]);
-    let value: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}\n{}", stderr(&output)));
+    let value: serde_json::Value =
+        serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}\n{}", stderr(&output)));
     let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["checks", "method", "notes", "passed", "quick", "seconds", "table"]);
     assert_eq!((&value["method"], &value["quick"]), (&"sparsegpt-wanda-baselines".into(), &true.into()));

@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use common::{assert_same, files, json, rarefy, refuse};
 
-const RECIPE: &str = "seed = 3\n[model]\nhidden_size = 16\nintermediate_size = 24\nlayers = 2\nheads = 2\nkv_heads = 1\nmax_positions = 64\n\
+const RECIPE: &str = "seed = 3\n[model]\nhidden_size = 16\nintermediate_size = 24\nlayers = 2\nheads = 2\nkv_heads = 1\nmax_positions = 512\n\
     [tokenizer]\nvocab_size = 400\nsample_bytes = 60000\n[data]\ncontext = 32\nbatch = 4\n[schedule]\nsteps = 400\nwarmup = 4\n\
     [optimizer]\nlr = 0.01\n[checkpoint]\nevery = 20\n[evaluation]\nevery = 0\nquick = 2\nfull = 4\n\
     [sparsity]\ntarget = 0.5\nbegin = 20\nend = 300\nevery = 20\n";
@@ -25,8 +25,12 @@ fn interrupted_then_run_again_gives_the_folder_of_an_uninterrupted_run() {
     assert!(result["evaluation"]["perplexity"].as_f64().unwrap() > 1.0);
 
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::KILL] {
-        let mut child =
-            rarefy().args(["train", &recipe, "-o", &broken]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = rarefy()
+            .args(["train", &recipe, "-o", &broken])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         while !seen.contains("step 50/") && !seen.contains("going on after") {

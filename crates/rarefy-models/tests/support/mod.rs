@@ -34,7 +34,9 @@ pub(crate) fn real_models(test: &str) -> Option<PathBuf> {
     match std::env::var_os("RAREFY_DATA") {
         Some(data) => Some(PathBuf::from(data).join("../models")),
         None => {
-            eprintln!("SKIPPED: {test} needs RAREFY_DATA (a folder with the data sets, the models beside it)");
+            eprintln!(
+                "SKIPPED: {test} needs RAREFY_DATA (a folder with the data sets, the models beside it)"
+            );
             None
         }
     }
@@ -44,7 +46,8 @@ pub(crate) fn real_models(test: &str) -> Option<PathBuf> {
 pub(crate) fn real_text(name: &str) -> String {
     let path = PathBuf::from(std::env::var_os("RAREFY_DATA").unwrap()).join("text").join(name);
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(File::open(path).unwrap()), &mut text).unwrap();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(File::open(path).unwrap()), &mut text)
+        .unwrap();
     text
 }
 
@@ -85,7 +88,14 @@ pub(crate) fn halve(weights: &mut [f32], m: usize) {
 }
 
 /// Writes `source` with its linear layers halved by `m` into `out`.
-pub(crate) fn write_halved(source: &Checkpoint, out: &Path, m: usize, pattern: &Pattern, dtype: DType, format: OutputFormat) {
+pub(crate) fn write_halved(
+    source: &Checkpoint,
+    out: &Path,
+    m: usize,
+    pattern: &Pattern,
+    dtype: DType,
+    format: OutputFormat,
+) {
     let mut prunable = std::collections::BTreeSet::new();
     for block in 0..source.config().n_layers {
         for l in rarefy_checkpoint::layout::prunable(source.config(), block) {
@@ -97,7 +107,7 @@ pub(crate) fn write_halved(source: &Checkpoint, out: &Path, m: usize, pattern: &
         .values()
         .map(|t| {
             let mut w = source.read_f32(&t.name).unwrap();
-            let pattern = prunable.contains(&t.name).then(|| pattern.clone());
+            let pattern = prunable.contains(&t.name).then_some(*pattern);
             if pattern.is_some() {
                 halve(&mut w, m);
             }

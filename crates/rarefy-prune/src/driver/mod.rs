@@ -98,7 +98,7 @@ impl PruneRun {
         let first = layout::prunable(source.config(), 0);
         let dtype =
             first.first().and_then(|l| source.tensors().get(&l.tensor)).map_or(DType::F32, |t| t.dtype);
-        MemoryPlan::predict(source.config(), dtype, n_sequences, length, &*self.pruner)
+        MemoryPlan::predict(source.config(), dtype, n_sequences, length, &*self.pruner, self.settings.format)
     }
 
     /// Prunes `source` into the new folder `out`. `calibration`: token sequences, unused by

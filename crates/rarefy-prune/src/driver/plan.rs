@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use rarefy_checkpoint::{DType, ModelConfig, layout};
+use rarefy_checkpoint::{DType, ModelConfig, OutputFormat, layout};
 use serde::Serialize;
 
 use super::stream::input_of;
 use crate::{LayerPruner, Needs};
 
 /// Program, thread stacks, allocator slack: measured on the finished program, x86-64 Linux.
-const BASE_BYTES: u64 = 48 << 20;
+const BASE_BYTES: u64 = 32 << 20;
 
 /// One thing that takes memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,7 +47,7 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// Predicts the memory of pruning a model stored as `dtype` with `n_sequences` calibration
-    /// sequences of `length` tokens.
+    /// sequences of `length` tokens into `format`.
     #[must_use]
     pub fn predict(
         config: &ModelConfig,
@@ -55,6 +55,7 @@ impl MemoryPlan {
         n_sequences: usize,
         length: usize,
         pruner: &dyn LayerPruner,
+        format: OutputFormat,
     ) -> Self {
         let u = |v: usize| v as u64;
         let needs = pruner.needs();
@@ -78,6 +79,7 @@ impl MemoryPlan {
         let activations = MemoryItem { name: "activations (f32)", bytes: 4 * s * l * d };
         let block_f32 = MemoryItem { name: "one block (f32)", bytes: 4 * block };
         let statistics = MemoryItem { name: "statistics", bytes: statistics };
+        let mut working = MemoryItem { name: "one sequence inside the block", bytes: 0 };
         let mut phases = Vec::new();
         if calibrated {
             let table = config.opt.as_ref().map_or(d, |o| u(o.word_embed_proj_dim));
@@ -98,7 +100,9 @@ impl MemoryPlan {
             // Input, output, normed input, q, k, v and their rotated copies, attention output.
             let attention = 4 * l * (4 * d + 3 * q + 4 * kv) + 3 * 4 * l * l;
             let mlp = 4 * l * (3 * d + 4 * f);
-            let forward = attention.max(mlp);
+            // The allocator keeps what the attention used while the feed-forward part runs, and both
+            // while the layers are pruned.
+            working.bytes = attention + mlp;
             let threads = u(rayon::current_num_threads());
             let gram = if needs.contains(Needs::HESSIAN) { threads * 4 * 128 * d.max(f) } else { 0 };
             phases.push(MemoryPhase {
@@ -108,14 +112,14 @@ impl MemoryPlan {
                     activations.clone(),
                     block_f32.clone(),
                     statistics.clone(),
-                    MemoryItem { name: "one sequence inside the block", bytes: forward },
+                    working.clone(),
                     MemoryItem { name: "products of inputs", bytes: gram },
                 ],
             });
         }
-        let mut items = vec![base.clone(), activations];
+        let mut items = vec![base.clone(), activations.clone()];
         if calibrated {
-            items.extend([block_f32, statistics]);
+            items.extend([block_f32.clone(), statistics, working.clone()]);
         }
         items.extend([
             MemoryItem { name: "pruned layers waiting to be written", bytes: stored * block },
@@ -123,16 +127,21 @@ impl MemoryPlan {
             MemoryItem { name: "scratch of the method", bytes: scratch },
         ]);
         phases.push(MemoryPhase { name: "pruning a block", items });
-        phases.push(MemoryPhase {
-            name: "writing a block",
-            items: vec![
-                base,
-                MemoryItem { name: "activations (f32)", bytes: 4 * s * l * d },
-                MemoryItem { name: "one block (f32)", bytes: if calibrated { 4 * block } else { 0 } },
-                MemoryItem { name: "pruned layers", bytes: stored * block },
-                MemoryItem { name: "the same, encoded", bytes: (stored + 1) * block },
-            ],
-        });
+        // Packing a layer: a copy in its type and the packed arrays; quantising works in f32.
+        let encoding = match format {
+            OutputFormat::Dense => 0,
+            OutputFormat::PackQuantized { .. } => 10 * largest,
+            _ => 2 * stored * largest,
+        };
+        let mut items = vec![base, activations];
+        if calibrated {
+            items.extend([block_f32, working]);
+        }
+        items.extend([
+            MemoryItem { name: "pruned layers", bytes: stored * block },
+            MemoryItem { name: "one layer being packed", bytes: encoding },
+        ]);
+        phases.push(MemoryPhase { name: "writing a block", items });
         Self { phases }
     }
 

@@ -1,8 +1,9 @@
 //! Input that must be refused before any work, with a message that names the place.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use rarefy_checkpoint::{Checkpoint, OutputFormat};
+use rarefy_checkpoint::{Checkpoint, DType, ModelConfig, OutputFormat, ShapeName};
 use rarefy_prune::{LayerFilter, MemoryPlan, PruneError, PruneRun, RunSettings, methods};
 use serde_json::{Value, json};
 
@@ -102,16 +103,21 @@ fn non_finite_weights_are_named() {
 
 #[test]
 fn memory_plan_counts_what_matters() {
-    let source = model("tiny-llama");
-    let plan = |method: &str, s, l| {
+    let json = ShapeName::TinyLlama11B.config_json(DType::BF16);
+    let config = ModelConfig::from_value(Path::new("config.json"), json).unwrap();
+    let plan = |method: &str, s, format| {
         let pruner = (methods::find(method).unwrap().build)(&Value::Null).unwrap();
-        MemoryPlan::predict(source.config(), rarefy_checkpoint::DType::BF16, s, l, &*pruner)
+        MemoryPlan::predict(&config, DType::BF16, s, 512, &*pruner, format)
     };
-    assert!(plan("sparsegpt", 4, 16).peak_bytes() > plan("wanda", 4, 16).peak_bytes());
-    assert!(plan("wanda", 4, 16).peak_bytes() > plan("magnitude", 4, 16).peak_bytes());
-    assert_eq!(plan("magnitude", 4, 16), plan("magnitude", 400, 16));
-    let more = plan("wanda", 1004, 16).peak_bytes() - plan("wanda", 4, 16).peak_bytes();
-    assert_eq!(more, 1000 * 16 * 4 * source.config().hidden_size as u64);
-    let text = plan("wanda", 4, 16).to_string();
+    let dense = |method, s| plan(method, s, OutputFormat::Dense);
+    assert!(dense("sparsegpt", 16).peak_bytes() > dense("wanda", 16).peak_bytes());
+    assert!(dense("wanda", 16).peak_bytes() > dense("magnitude", 16).peak_bytes());
+    assert!(dense("wanda", 16).peak_bytes() < 1_500_000_000);
+    assert_eq!(dense("magnitude", 4), dense("magnitude", 400));
+    let packed = plan("magnitude", 0, OutputFormat::Packed);
+    assert!(packed.peak_bytes() >= dense("magnitude", 0).peak_bytes());
+    let more = dense("wanda", 1016).peak_bytes() - dense("wanda", 16).peak_bytes();
+    assert_eq!(more, 1000 * 512 * 4 * 2048);
+    let text = dense("wanda", 16).to_string();
     assert!(text.starts_with("peak ") && text.contains("MiB while"), "{text}");
 }

@@ -113,8 +113,16 @@ fn kernels(args: &BenchArgs, (rows, cols): (usize, usize), context: &Context) ->
         "read_gb_per_s": roof,
         "kernels": reports.iter().flat_map(rows_json).collect::<Vec<_>>(),
     });
-    let mut table =
-        context.out.numbers(&["kernel", "zeros", "ms (least – most)", "MB", "of dense", "GB/s", "of read rate", "faster than dense"]);
+    let mut table = context.out.numbers(&[
+        "kernel",
+        "zeros",
+        "ms (least – most)",
+        "MB",
+        "of dense",
+        "GB/s",
+        "of read rate",
+        "faster than dense",
+    ]);
     for report in &reports {
         for row in &report.rows {
             table.add_row([
@@ -213,7 +221,8 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
         "speedup": speedup,
         "packed": is_packed,
     });
-    let mut table = context.out.numbers(&["run", "ms/token", "tokens/s", "weights in memory", "ms at the read rate"]);
+    let mut table =
+        context.out.numbers(&["run", "ms/token", "tokens/s", "weights in memory", "ms at the read rate"]);
     for ((name, model), ms) in runs.iter().zip(&times) {
         table.add_row([
             (*name).to_owned(),
@@ -223,15 +232,20 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
             format!("{:.3}", floor(model)),
         ]);
     }
-    let mut text =
-        format!("{}, {} threads; memory reads {roof:.1} GB/s\n{table}\n", measure::cpu_name(), context.threads);
+    let mut text = format!(
+        "{}, {} threads; memory reads {roof:.1} GB/s\n{table}\n",
+        measure::cpu_name(),
+        context.threads
+    );
     for (name, model) in &runs {
-        let counts: Vec<String> = kernels_of(model).iter().map(|(kernel, n)| format!("{n} on {kernel}")).collect();
+        let counts: Vec<String> =
+            kernels_of(model).iter().map(|(kernel, n)| format!("{n} on {kernel}")).collect();
         text += &format!("{name}: linear layers {}\n", counts.join(", "));
     }
     text += &match speedup {
         Some(speedup) => format!("as stored: {speedup:.2}x the dense speed\n"),
-        None => "nothing in this folder is packed: `rarefy convert MODEL -o OUT --format packed` packs it\n".into(),
+        None => "nothing in this folder is packed: `rarefy convert MODEL -o OUT --format packed` packs it\n"
+            .into(),
     };
     context.out.result(&text, &value)
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use rarefy_checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, OutTensor, OutputFormat, WriteSummary, layout};
+use rarefy_checkpoint::{
+    Checkpoint, CheckpointError, CheckpointWriter, OutTensor, OutputFormat, WriteSummary, layout,
+};
 use rarefy_sparsity::Pattern;
 use rarefy_sparsity::detect::detect;
 use serde::{Deserialize, Serialize};

@@ -53,10 +53,7 @@ impl CliError {
     }
 
     /// A failed step with its cause.
-    pub fn failed(
-        doing: impl Into<String>,
-        source: impl Into<Box<dyn Error + Send + Sync>>,
-    ) -> Self {
+    pub fn failed(doing: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed { doing: doing.into(), source: source.into(), hint: None }
     }
 
@@ -65,9 +62,7 @@ impl CliError {
     pub fn with_hint(self, text: impl Into<String>) -> Self {
         match self {
             Self::Usage { message, .. } => Self::Usage { message, hint: Some(text.into()) },
-            Self::Failed { doing, source, .. } => {
-                Self::Failed { doing, source, hint: Some(text.into()) }
-            }
+            Self::Failed { doing, source, .. } => Self::Failed { doing, source, hint: Some(text.into()) },
             other => other,
         }
     }
@@ -252,9 +247,7 @@ pub(crate) fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>
 #[must_use]
 pub(crate) fn unknown(what: &str, wanted: &str, known: &[&str]) -> CliError {
     let near = nearest(wanted, known.iter().copied());
-    let list = |names: &[&str]| {
-        names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
-    };
+    let list = |names: &[&str]| names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
     let hint = if near.is_empty() {
         format!("known: {}", list(known))
     } else {

@@ -45,7 +45,9 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> CliResult {
     let longest = checkpoint.config().max_positions;
     if !(2..=longest).contains(&window) {
         return Err(CliError::usage(
-            format!("`--window {window}`, but the model has positions for {longest} tokens, and a window needs 2"),
+            format!(
+                "`--window {window}`, but the model has positions for {longest} tokens, and a window needs 2"
+            ),
             format!("give 2 to {longest}"),
         ));
     }

@@ -62,19 +62,20 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> CliResult {
     if !context.out.json {
         context.out.stream(&args.prompt)?;
     }
-    let outcome = generate(&model, &prompt, sampling, args.max_new, context.seed.unwrap_or(0), &mut |token| {
-        new.push(token);
-        if context.out.json {
-            return ControlFlow::Continue(());
-        }
-        match show(&tokenizer, &prompt, &new, &mut shown, context) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                problem = Err(error);
-                ControlFlow::Break(())
+    let outcome =
+        generate(&model, &prompt, sampling, args.max_new, context.seed.unwrap_or(0), &mut |token| {
+            new.push(token);
+            if context.out.json {
+                return ControlFlow::Continue(());
             }
-        }
-    });
+            match show(&tokenizer, &prompt, &new, &mut shown, context) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    problem = Err(error);
+                    ControlFlow::Break(())
+                }
+            }
+        });
     problem?;
     outcome?;
     let seconds = started.elapsed().as_secs_f64();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rarefy_checkpoint::{Checkpoint, DType, Logical, Storage, layout};
-use rarefy_sparsity::detect::{Detection, detect_mask};
 use rarefy_sparsity::Mask;
+use rarefy_sparsity::detect::{Detection, detect_mask};
 use serde_json::json;
 
 use super::model::ModelArg;
@@ -227,8 +227,12 @@ fn line_json(line: &Line) -> serde_json::Value {
 
 /// What two tensors have in common to stand in one line of the short table.
 fn kind(line: &Line) -> (String, String, String, String, String) {
-    let name: Vec<&str> =
-        line.tensor.name.split('.').map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { "*" } else { p }).collect();
+    let name: Vec<&str> = line
+        .tensor
+        .name
+        .split('.')
+        .map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { "*" } else { p })
+        .collect();
     (
         name.join("."),
         format!("{:?}", line.tensor.shape),

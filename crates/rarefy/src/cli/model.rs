@@ -29,8 +29,9 @@ impl ModelArg {
     pub(crate) fn folder(&self) -> CliResult<PathBuf> {
         match self {
             Self::Folder(folder) => Ok(folder.clone()),
-            Self::Builtin => builtin::folder()
-                .map_err(|e| CliError::failed("cannot use the model `builtin`", e)),
+            Self::Builtin => {
+                builtin::folder().map_err(|e| CliError::failed("cannot use the model `builtin`", e))
+            }
         }
     }
 

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use rarefy_checkpoint::{Checkpoint, CheckpointError, WriteSummary};
 use rarefy_data::random_windows;
-use rarefy_prune::{ErrorKind, Event, LayerFilter, LayerReport, MemoryPlan, METHODS, PruneError, PruneReport, PruneRun, RunSettings};
+use rarefy_prune::{
+    ErrorKind, Event, LayerFilter, LayerReport, METHODS, MemoryPlan, PruneError, PruneReport, PruneRun,
+    RunSettings,
+};
 use rarefy_sparsity::{Pattern, check_sparsity};
 use serde_json::{Map, Value, json};
 
@@ -77,7 +80,10 @@ pub(crate) fn run(args: &PruneArgs, context: &Context) -> CliResult {
 fn build(options: &PruneOptions, overwrite: bool, seed: u64) -> CliResult<PruneRun> {
     let names: Vec<&str> = METHODS.iter().map(|m| m.info.slug).collect();
     let Some(method) = &options.method else {
-        return Err(CliError::usage("a method is needed: `--method NAME`", format!("known: {}", names.join(", "))));
+        return Err(CliError::usage(
+            "a method is needed: `--method NAME`",
+            format!("known: {}", names.join(", ")),
+        ));
     };
     let Some(entry) = METHODS.iter().find(|m| m.info.slug == *method) else {
         return Err(unknown("method", method, &names));
@@ -140,7 +146,8 @@ fn pattern(options: &PruneOptions, given: &mut Map<String, Value>) -> CliResult 
     if let Some(sparsity) = options.sparsity {
         check_sparsity(sparsity)?;
         // The authors' code counts N as pruned.
-        let fixed = pattern.and_then(|p| p.implied_sparsity()).map(|f| if options.compat { 1.0 - f } else { f });
+        let fixed =
+            pattern.and_then(|p| p.implied_sparsity()).map(|f| if options.compat { 1.0 - f } else { f });
         if let Some(fixed) = fixed.filter(|f| (f - sparsity).abs() > 1e-9) {
             return Err(CliError::usage(
                 format!(
@@ -183,7 +190,10 @@ fn calibration(
     let longest = source.config().max_positions;
     let length = options.length.unwrap_or_else(|| LENGTH.min(longest));
     if !(1..=MAX_SAMPLES).contains(&samples) {
-        return Err(CliError::usage(format!("`--samples {samples}`"), format!("give 1 to {MAX_SAMPLES}; both papers take 128")));
+        return Err(CliError::usage(
+            format!("`--samples {samples}`"),
+            format!("give 1 to {MAX_SAMPLES}; both papers take 128"),
+        ));
     }
     if !(1..=longest).contains(&length) {
         return Err(CliError::usage(
@@ -376,8 +386,16 @@ mod tests {
     fn every_flag_of_a_method_is_a_key_of_some_method() {
         let known: Vec<Value> = METHODS.iter().map(|m| (m.defaults)()).collect();
         for key in [
-            "sparsity", "pattern", "block_size", "percdamp", "quantize_bits", "quantize_group", "granularity", "mask",
-            "variant", "compat",
+            "sparsity",
+            "pattern",
+            "block_size",
+            "percdamp",
+            "quantize_bits",
+            "quantize_group",
+            "granularity",
+            "mask",
+            "variant",
+            "compat",
         ] {
             assert!(known.iter().any(|k| k.get(key).is_some()), "{key}");
         }

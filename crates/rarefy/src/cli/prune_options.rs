@@ -179,7 +179,9 @@ impl PruneOptions {
     pub(crate) fn over(self, base: Self) -> Self {
         // N:M fixes the sparsity by itself: given on one side it replaces what the other says of both.
         let fixes = |p: &Option<String>| {
-            p.as_deref().and_then(|p| p.parse::<Pattern>().ok()).is_some_and(|p| p.implied_sparsity().is_some())
+            p.as_deref()
+                .and_then(|p| p.parse::<Pattern>().ok())
+                .is_some_and(|p| p.implied_sparsity().is_some())
         };
         let says_pattern = fixes(&self.pattern) && self.sparsity.is_none();
         let says_sparsity = fixes(&base.pattern) && self.sparsity.is_some() && self.pattern.is_none();
@@ -223,10 +225,7 @@ fn parse_recipe(text: &str, path: &Path) -> CliResult<PruneOptions> {
         } else {
             format!("nearest: {}; every flag of `rarefy prune --help` is a key", near.join(", "))
         };
-        return Err(CliError::usage(
-            format!("recipe `{}`: unknown key `{key}`", path.display()),
-            hint,
-        ));
+        return Err(CliError::usage(format!("recipe `{}`: unknown key `{key}`", path.display()), hint));
     }
     toml::from_str(text)
         .map_err(|e| CliError::failed(format!("recipe `{}` has a wrong value", path.display()), e))
@@ -266,11 +265,7 @@ mod tests {
 
     #[test]
     fn the_command_line_wins() {
-        let base = PruneOptions {
-            sparsity: Some(0.5),
-            samples: Some(3),
-            ..PruneOptions::default()
-        };
+        let base = PruneOptions { sparsity: Some(0.5), samples: Some(3), ..PruneOptions::default() };
         let line = PruneOptions { pattern: Some("2:4".into()), ..PruneOptions::default() };
         let both = line.over(base);
         assert_eq!((both.sparsity, both.samples), (None, Some(3)));

@@ -50,7 +50,8 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> CliResult {
     progress.finish();
     let report = report?;
     write_atomic(&args.output, &render(&report)?)?;
-    let value = serde_json::to_value(&report).map_err(|e| CliError::failed("cannot write the result as JSON", e))?;
+    let value =
+        serde_json::to_value(&report).map_err(|e| CliError::failed("cannot write the result as JSON", e))?;
     context.out.result(&text(&report, context), &value)?;
     context.out.message(&format!("report: {}", args.output.display()));
     Ok(())
@@ -58,15 +59,26 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> CliResult {
 
 fn text(report: &QuickstartReport, context: &Context) -> String {
     let model = &report.model;
-    let mut table =
-        context.out.numbers(&["model", "zeros", "perplexity", "on disk", "in memory", "ms/token", "s to prune"]);
+    let mut table = context.out.numbers(&[
+        "model",
+        "zeros",
+        "perplexity",
+        "on disk",
+        "in memory",
+        "ms/token",
+        "s to prune",
+    ]);
     if let Some(dense) = model.rows.first() {
         for row in &model.rows {
             let beside = |text: String, value: f64, base: f64| {
                 if row.method == "dense" { text } else { format!("{text} ({:.2}x)", value / base) }
             };
             table.add_row([
-                if row.method == "dense" { "dense".into() } else { format!("{} {}", row.method, row.pattern) },
+                if row.method == "dense" {
+                    "dense".into()
+                } else {
+                    format!("{} {}", row.method, row.pattern)
+                },
                 percent(row.sparsity),
                 beside(format!("{:.3}", row.ppl), row.ppl, dense.ppl),
                 beside(bytes(row.disk_bytes), row.disk_bytes as f64, dense.disk_bytes as f64),
@@ -87,7 +99,9 @@ fn text(report: &QuickstartReport, context: &Context) -> String {
             format!("{:.2}x", row.speedup),
         ]);
     }
-    let floor = model.floor_ppl.map_or_else(String::new, |f| format!("Entropy floor of the text: perplexity {f:.3}.\n"));
+    let floor = model
+        .floor_ppl
+        .map_or_else(String::new, |f| format!("Entropy floor of the text: perplexity {f:.3}.\n"));
     let notes: String = report.notes.iter().map(|n| format!("- {n}\n")).collect();
     format!(
         "{}, {:.2} million parameters; {}, {} threads\n{floor}{table}\n\none matrix of {} x {}; memory reads {:.1} GB/s\n\

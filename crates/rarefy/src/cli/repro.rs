@@ -47,15 +47,12 @@ pub(crate) fn run(args: &ReproArgs, context: &Context) -> CliResult {
         "notes": outcome.notes,
     });
     context.out.result(&text(&outcome, seconds, context), &value)?;
-    if missed.is_empty() {
-        Ok(())
-    } else {
-        Err(CliError::TargetMissed { message: missed.join("; ") })
-    }
+    if missed.is_empty() { Ok(()) } else { Err(CliError::TargetMissed { message: missed.join("; ") }) }
 }
 
 fn text(outcome: &Outcome, seconds: f64, context: &Context) -> String {
-    let mut numbers = context.out.table(&["experiment", "quantity", "method", "pattern", "measured", "published"]);
+    let mut numbers =
+        context.out.table(&["experiment", "quantity", "method", "pattern", "measured", "published"]);
     for row in &outcome.table {
         let cell = |key: &str| show(&row[key]);
         numbers.add_row(["experiment", "quantity", "method", "pattern", "measured", "published"].map(cell));

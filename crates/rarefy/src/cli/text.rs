@@ -66,7 +66,8 @@ fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
         if rest.is_empty() {
             return None;
         }
-        let end = rest.as_bytes().iter().skip(size).position(|b| *b == b'\n').map_or(rest.len(), |i| size + i + 1);
+        let end =
+            rest.as_bytes().iter().skip(size).position(|b| *b == b'\n').map_or(rest.len(), |i| size + i + 1);
         let (piece, next) = rest.split_at(end);
         rest = next;
         Some(piece)

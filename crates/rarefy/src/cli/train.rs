@@ -27,8 +27,12 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> CliResult {
     }
     let graceful = cancel::Graceful::begin();
     let mut progress = None;
-    let outcome =
-        train_to_folder(&recipe, &args.output, &mut |event| show(event, &mut progress, &context.out), graceful.flag());
+    let outcome = train_to_folder(
+        &recipe,
+        &args.output,
+        &mut |event| show(event, &mut progress, &context.out),
+        graceful.flag(),
+    );
     if let Some(progress) = progress {
         progress.finish();
     }
@@ -38,7 +42,10 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> CliResult {
             if let Some(floor) = evaluation.floor_perplexity {
                 text += &format!("entropy floor {floor:.4}\n");
             }
-            context.out.result(&text, &json!({ "output": args.output, "seed": recipe.seed, "evaluation": evaluation }))
+            context.out.result(
+                &text,
+                &json!({ "output": args.output, "seed": recipe.seed, "evaluation": evaluation }),
+            )
         }
         Outcome::Cancelled { step, .. } => {
             context.out.message(&format!("saved after {step} steps"));
@@ -60,7 +67,8 @@ fn show(event: &Event, progress: &mut Option<Progress>, out: &Output) {
             let Some(progress) = progress else { return };
             progress.set(*step);
             if step % LINE_EVERY == 0 || step == steps {
-                let zeros = if *sparsity > 0.0 { format!(", {} masked", percent(*sparsity)) } else { String::new() };
+                let zeros =
+                    if *sparsity > 0.0 { format!(", {} masked", percent(*sparsity)) } else { String::new() };
                 progress.line(&format!(
                     "step {step}/{steps}: loss {loss:.4}, lr {lr:.2e}, gradient {gradient_norm:.2}{zeros}, \
                      {seconds:.2} s/step, {:.0} min left",

@@ -102,7 +102,9 @@ pub(crate) fn run(args: &VerifyArgs, context: &Context) -> CliResult {
     context.out.result(&text, &value)?;
     match findings.problems.len() {
         0 => Ok(()),
-        n => Err(CliError::TargetMissed { message: format!("{n} problems, the first: {}", findings.problems[0]) }),
+        n => Err(CliError::TargetMissed {
+            message: format!("{n} problems, the first: {}", findings.problems[0]),
+        }),
     }
 }
 
@@ -116,7 +118,8 @@ fn against_record(checkpoint: &Checkpoint, findings: &mut Findings) -> CliResult
     // Records of other commands have another form.
     let Ok(record) = serde_json::from_str::<PruneReport>(&text) else { return Ok(()) };
     let is_compat = record.settings["compat"] == true;
-    let pattern = record.settings["pattern"].as_str().and_then(|p| p.parse::<Pattern>().ok()).filter(|_| !is_compat);
+    let pattern =
+        record.settings["pattern"].as_str().and_then(|p| p.parse::<Pattern>().ok()).filter(|_| !is_compat);
     for layer in &record.layers {
         let (rows, cols) = checkpoint.matrix_shape(&layer.layer)?;
         let mask = Mask::from_nonzeros(&checkpoint.read_f32(&layer.layer)?, rows, cols);
@@ -131,7 +134,9 @@ fn against_record(checkpoint: &Checkpoint, findings: &mut Findings) -> CliResult
             ));
         }
         if let Some(pattern) = pattern.filter(|p| !mask.satisfies(p)) {
-            findings.problems.push(format!("tensor `{}` does not hold the recorded pattern {pattern}", layer.layer));
+            findings
+                .problems
+                .push(format!("tensor `{}` does not hold the recorded pattern {pattern}", layer.layer));
         }
     }
     Ok(())
@@ -151,21 +156,29 @@ fn tensor(checkpoint: &Checkpoint, name: &str, findings: &mut Findings) -> CliRe
     findings.packed += 1;
     let running = running_values(checkpoint.read_weight(name)?);
     if running.len() != values.len() {
-        findings.problems.push(format!("tensor `{name}`: {} values run, {} are stored", running.len(), values.len()));
+        findings.problems.push(format!(
+            "tensor `{name}`: {} values run, {} are stored",
+            running.len(),
+            values.len()
+        ));
         return Ok(());
     }
     // Bit for bit; a zero has no sign here.
     let differs = |a: &f32, b: &f32| a.to_bits() != b.to_bits() && !(*a == 0.0 && *b == 0.0);
     let wrong = values.iter().zip(&running).filter(|(a, b)| differs(a, b)).count();
     if wrong > 0 {
-        findings.problems.push(format!("tensor `{name}`: {wrong} values differ between the packed and the dense form"));
+        findings
+            .problems
+            .push(format!("tensor `{name}`: {wrong} values differ between the packed and the dense form"));
     }
     if let Storage::NmPacked { n, m } = logical.storage {
         let (rows, cols) = checkpoint.matrix_shape(name)?;
         let mask = Mask::from_nonzeros(&values, rows, cols);
         findings.patterned += 1;
         if !mask.satisfies(&Pattern::NM { n, m }) {
-            findings.problems.push(format!("tensor `{name}` is stored as {n}:{m} but does not hold that pattern"));
+            findings
+                .problems
+                .push(format!("tensor `{name}` is stored as {n}:{m} but does not hold that pattern"));
         }
     }
     Ok(())
@@ -201,13 +214,20 @@ fn compare(a: &Checkpoint, b: &Checkpoint, name: &str, findings: &mut Findings) 
     b.release_pages();
     findings.compared += 1;
     if other.len() != values.len() {
-        findings.problems.push(format!("tensor `{name}` has {} values here, {} there", values.len(), other.len()));
+        findings.problems.push(format!(
+            "tensor `{name}` has {} values here, {} there",
+            values.len(),
+            other.len()
+        ));
         return Ok(());
     }
     let differing = values.iter().zip(&other).filter(|(a, b)| a != b).count();
     if differing > 0 {
         let largest = values.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-        findings.problems.push(format!("tensor `{name}`: {differing} of {} values differ, by at most {largest:e}", values.len()));
+        findings.problems.push(format!(
+            "tensor `{name}`: {differing} of {} values differ, by at most {largest:e}",
+            values.len()
+        ));
     }
     Ok(())
 }

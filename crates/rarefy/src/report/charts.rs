@@ -93,40 +93,30 @@ impl Bars {
         }
         let references = i32::try_from(self.references.len()).unwrap_or(0);
         let gaps = self.bars.iter().skip(1).filter(|b| b.starts_group).count();
-        let inner = ROW * i32::try_from(self.bars.len()).unwrap_or(0)
-            + GROUP_GAP * i32::try_from(gaps).unwrap_or(0);
+        let inner =
+            ROW * i32::try_from(self.bars.len()).unwrap_or(0) + GROUP_GAP * i32::try_from(gaps).unwrap_or(0);
         let top = TOP + 16 * references;
         let height = top + inner + BOTTOM;
         let mut text = String::new();
         {
             let size = (WIDTH as u32, height.max(1) as u32);
             let area = SVGBackend::with_string(&mut text, size).into_drawing_area();
-            self.draw(&area, top, top + inner).map_err(|reason| ReportError::Chart {
-                title: self.title.clone(),
-                reason,
-            })?;
-            area.present().map_err(|e| ReportError::Chart {
-                title: self.title.clone(),
-                reason: e.to_string(),
-            })?;
+            self.draw(&area, top, top + inner)
+                .map_err(|reason| ReportError::Chart { title: self.title.clone(), reason })?;
+            area.present()
+                .map_err(|e| ReportError::Chart { title: self.title.clone(), reason: e.to_string() })?;
         }
         let label = super::html::escape(&self.title);
         Ok(text.replacen("<svg ", &format!("<svg class=\"chart\" role=\"img\" aria-label=\"{label}\" "), 1))
     }
 
-    fn draw(
-        &self,
-        area: &DrawingArea<SVGBackend<'_>, Shift>,
-        top: i32,
-        bottom: i32,
-    ) -> Result<(), String> {
+    fn draw(&self, area: &DrawingArea<SVGBackend<'_>, Shift>, top: i32, bottom: i32) -> Result<(), String> {
         let values = self.bars.iter().map(|b| b.value);
         let all: Vec<f64> = values.chain(self.references.iter().map(|r| r.1)).collect();
         let scale = Scale::new(&all, self.is_log);
         let put = |x: i32, y: i32, text: &str, h: HPos, size: u32| {
             let style = ("sans-serif", size).into_text_style(area).color(&INK);
-            area.draw_text(text, &style.pos(Pos::new(h, VPos::Center)), (x, y))
-                .map_err(|e| e.to_string())
+            area.draw_text(text, &style.pos(Pos::new(h, VPos::Center)), (x, y)).map_err(|e| e.to_string())
         };
         let line = |points: [(i32, i32); 2], color: &RGBColor, width: u32| {
             area.draw(&PathElement::new(points.to_vec(), color.stroke_width(width)))
@@ -253,11 +243,7 @@ pub fn short(value: f64) -> String {
     } else {
         format!("{value:.3}")
     };
-    if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    } else {
-        text
-    }
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 #[cfg(test)]
@@ -309,7 +295,9 @@ mod tests {
 
     #[test]
     fn short_numbers() {
-        for (value, text) in [(0.0, "0"), (0.05, "0.05"), (1.5, "1.5"), (12.34, "12.3"), (200.0, "200"), (100.0, "100")] {
+        for (value, text) in
+            [(0.0, "0"), (0.05, "0.05"), (1.5, "1.5"), (12.34, "12.3"), (200.0, "200"), (100.0, "100")]
+        {
             assert_eq!(short(value), text);
         }
     }

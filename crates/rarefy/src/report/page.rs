@@ -136,7 +136,8 @@ fn perplexity_plot(model: &ModelSection) -> Bars {
     }
     let largest = model.rows.iter().map(|r| r.ppl).fold(0.0, f64::max);
     let smallest = model.rows.iter().map(|r| r.ppl).fold(f64::INFINITY, f64::min);
-    let mut plot = rows_plot(model, "Perplexity on held-out text, lower is better", "perplexity", |r| r.ppl, short);
+    let mut plot =
+        rows_plot(model, "Perplexity on held-out text, lower is better", "perplexity", |r| r.ppl, short);
     plot.bars.retain(|b| b.label != "dense");
     plot.references = references;
     plot.is_log = largest / smallest > 1.0;
@@ -170,7 +171,11 @@ fn rows_plot(
 }
 
 fn kernels(page: &mut String, section: &KernelSection, roof: f64) -> Result<(), ReportError> {
-    let _ = writeln!(page, "<section>\n<h2>Where sparsity pays: one matrix of {} × {}</h2>", section.rows, section.cols);
+    let _ = writeln!(
+        page,
+        "<section>\n<h2>Where sparsity pays: one matrix of {} × {}</h2>",
+        section.rows, section.cols
+    );
     let _ = writeln!(
         page,
         "<p>The small model fits in the processor's cache. A layer of a large model does not: there the time is the \
@@ -208,7 +213,11 @@ fn kernels(page: &mut String, section: &KernelSection, roof: f64) -> Result<(), 
         for kernel in section.kernels.iter().filter(|k| k.dtype == dtype) {
             let is_dense = kernel.sparsity == 0.0;
             bars.push(Bar {
-                label: if is_dense { "dense".into() } else { format!("{} {:.0} %", kernel.kernel, kernel.sparsity * 100.0) },
+                label: if is_dense {
+                    "dense".into()
+                } else {
+                    format!("{} {:.0} %", kernel.kernel, kernel.sparsity * 100.0)
+                },
                 value: kernel.ms,
                 text: short(kernel.ms),
                 hue: if is_dense { Hue::Dense } else { Hue::Second },

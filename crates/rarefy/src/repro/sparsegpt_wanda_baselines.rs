@@ -131,7 +131,7 @@ fn subject(options: &ReproOptions<'_>, test_tokens: usize) -> Result<Subject, Cl
         let checkpoint = Checkpoint::open(&builtin::folder()?)?;
         let tokenizer = Tokenizer::open(checkpoint.dir())?;
         let held = builtin::held_out(&tokenizer, test_tokens)?;
-        let calibration = builtin::calibration(&tokenizer, 128 * 256)?;
+        let calibration = builtin::calibration(&tokenizer, 1 << 16)?;
         return Ok(Subject {
             name: "built-in model, text of its generator".into(),
             checkpoint,
@@ -159,11 +159,12 @@ fn subject(options: &ReproOptions<'_>, test_tokens: usize) -> Result<Subject, Cl
 /// Experiment 2: perplexity of a small language model.
 fn language_model(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), CliError> {
     const WINDOW: usize = 256;
-    let windows = if options.quick { 48 } else { 400 };
-    let samples = if options.quick { 32 } else { 128 };
+    let (test_tokens, calibration_tokens) =
+        if options.quick { (1 << 14, 1 << 13) } else { (1 << 17, 1 << 15) };
     (options.say)("language model: texts");
-    let subject = subject(options, windows * WINDOW)?;
+    let subject = subject(options, test_tokens)?;
     let window = WINDOW.min(subject.checkpoint.config().max_positions);
+    let (windows, samples) = (test_tokens / window, calibration_tokens / window);
     let calibration = random_windows(&subject.calibration, samples, window, options.seed)?;
     let scratch = pipeline::scratch()?;
     let measure = |checkpoint: &Checkpoint| -> Result<f64, CliError> {
@@ -253,6 +254,8 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
     }
     let name = "speed: SparseGPT's time over Wanda's, 2048 inputs";
     outcome.checks.push(Check::at_least(name, sparsegpt / wanda, 20.0));
-    outcome.notes.push("speed: best of a few rounds; the statistics are collected outside the time measured".into());
+    outcome
+        .notes
+        .push("speed: best of a few rounds; the statistics are collected outside the time measured".into());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What the tests of the built command share.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
