@@ -113,7 +113,7 @@ impl LinearLayer {
         weight: Vec<f32>,
     ) -> Result<Self, PruneError> {
         let name = name.into();
-        let expected = rows.checked_mul(cols).unwrap_or(usize::MAX);
+        let expected = rows.saturating_mul(cols);
         if weight.len() != expected {
             return Err(PruneError::ShapeMismatch {
                 layer: name,
@@ -131,7 +131,7 @@ impl LinearLayer {
     /// [`PruneError::NonFiniteWeight`] with count and first place;
     /// [`PruneError::ShapeMismatch`].
     pub fn check(&self) -> Result<(), PruneError> {
-        let expected = self.rows.checked_mul(self.cols).unwrap_or(usize::MAX);
+        let expected = self.rows.saturating_mul(self.cols);
         if self.weight.len() != expected {
             return Err(PruneError::ShapeMismatch {
                 layer: self.name.clone(),

@@ -1,10 +1,8 @@
-//! `rarefy quickstart` as a user runs it: the table, the report, the time.
+//! `rarefy quickstart` as a user runs it: the table and the report.
 
 #![allow(clippy::unwrap_used)]
 
 mod common;
-
-use std::time::Instant;
 
 use common::json;
 
@@ -12,10 +10,7 @@ use common::json;
 fn quickstart_measures_every_method_and_pattern_beside_dense_and_writes_one_page() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("report.html");
-    let started = Instant::now();
     let report = json(&["quickstart", "-o", page.to_str().unwrap()]);
-    let seconds = started.elapsed().as_secs_f64();
-    assert!(seconds < 180.0, "{seconds} s");
 
     let rows = report["model"]["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 10);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Selects layers by block index and name. The others stay dense, with a line in the report.
 /// The same four switches as the reference code of SparseGPT (partial N:M).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LayerFilter {
     /// First block pruned. Default 0.
@@ -15,12 +15,6 @@ pub struct LayerFilter {
     pub prune_only: String,
     /// Prune exactly the layers that the other three leave out.
     pub invert: bool,
-}
-
-impl Default for LayerFilter {
-    fn default() -> Self {
-        Self { min_layer: 0, max_layer: None, prune_only: String::new(), invert: false }
-    }
 }
 
 impl LayerFilter {

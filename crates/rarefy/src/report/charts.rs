@@ -196,10 +196,11 @@ impl Scale {
         self.left + (fraction * f64::from(WIDTH - RIGHT - self.left)).round() as i32
     }
 
-    /// Round values inside the range: at most seven on a linear axis; 1, 2, 5 × 10^k on a logarithmic one.
+    /// Round values inside the range: at most seven evenly spaced ones, or on a logarithmic axis that
+    /// spans more than a factor of five 1, 2, 5 × 10^k.
     fn ticks(&self) -> Vec<f64> {
         let mut ticks = Vec::new();
-        if self.is_log {
+        if self.is_log && self.high / self.low > 5.0 {
             let wide = self.high / self.low > 60.0;
             let steps: &[f64] = if wide { &[1.0] } else { &[1.0, 2.0, 5.0] };
             for exponent in -9..=15 {
@@ -211,11 +212,12 @@ impl Scale {
                 }
             }
         } else {
-            let raw = self.high / 6.0;
+            let raw = (self.high - self.low) / 6.0;
             let power = 10f64.powf(raw.log10().floor());
-            let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|s| s * power >= raw).unwrap_or(10.0);
+            let step = power * [1.0, 2.0, 5.0].into_iter().find(|s| s * power >= raw).unwrap_or(10.0);
+            let first = (self.low / step).ceil();
             for i in 0..=6 {
-                let value = f64::from(i) * step * power;
+                let value = (first + f64::from(i)) * step;
                 if value <= self.high {
                     ticks.push(value);
                 }
@@ -284,6 +286,11 @@ mod tests {
         let length = |v: f64| f64::from(scale.x(v) - LEFT);
         assert!((length(10.0) / length(5.0) - 2.0).abs() < 0.02);
         assert_eq!(scale.ticks(), vec![0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        // 3.1 to 6.9 on a logarithmic axis is too little for powers of ten.
+        let narrow = Scale { left: 0, low: 3.1, high: 6.9, is_log: true };
+        assert_eq!(narrow.ticks(), vec![4.0, 5.0, 6.0]);
+        let wide = Scale { left: 0, low: 3.1, high: 69.0, is_log: true };
+        assert_eq!(wide.ticks(), vec![5.0, 10.0, 20.0, 50.0]);
     }
 
     #[test]

@@ -240,7 +240,7 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
         }
         Ok(best)
     };
-    let wanda = time("wanda", 3)?;
+    let wanda = time("wanda", 9)?;
     let sparsegpt = time("sparsegpt", if options.quick { 1 } else { 2 })?;
     for (method, seconds) in [("wanda", wanda), ("sparsegpt", sparsegpt)] {
         outcome.table.push(json!({
