@@ -49,8 +49,10 @@ fn orderings_and_margins() {
 }
 
 #[test]
+#[ignore = "a ratio of times needs a quiet machine; `rarefy repro wanda` measures it"]
 fn wanda_is_much_faster_than_sparsegpt() {
-    let (rows, cols, tokens) = (2048, 2048, 4096);
+    // 16 sequences of 512 tokens; the papers use 32 times as many, which favours Wanda further.
+    let (rows, cols, tokens) = (2048, 2048, 8192);
     let x = normal_vec(1, tokens * cols);
     let w = normal_vec(2, rows * cols);
     let mut seconds = Vec::new();

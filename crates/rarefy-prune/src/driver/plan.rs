@@ -68,7 +68,6 @@ impl MemoryPlan {
         let block: u64 = linears.iter().map(|x| size(x.rows, x.cols)).sum();
         let largest = linears.iter().map(|x| size(x.rows, x.cols)).max().unwrap_or(0);
         let stored = u(dtype.size());
-        let scratch = linears.iter().map(|x| pruner.scratch_bytes(x.rows, x.cols)).max().unwrap_or(0);
         let statistics: u64 = linears
             .iter()
             .filter(|x| input_of(&x.name) == x.name)
@@ -117,16 +116,29 @@ impl MemoryPlan {
                 ],
             });
         }
-        let mut items = vec![base.clone(), activations.clone()];
-        if calibrated {
-            items.extend([block_f32.clone(), statistics, working.clone()]);
+        // Layer by layer: the statistics of an input are dropped after the last layer that has it.
+        let mut waiting = 0;
+        for (i, x) in linears.iter().enumerate() {
+            let open: u64 = linears
+                .iter()
+                .filter(|y| input_of(&y.name) == y.name)
+                .filter(|y| linears[i..].iter().any(|z| input_of(&z.name) == y.name))
+                .map(|y| statistics_bytes(needs, u(y.cols)))
+                .sum();
+            let mut items = vec![base.clone(), activations.clone()];
+            if calibrated {
+                let statistics = MemoryItem { name: "statistics", bytes: open };
+                items.extend([block_f32.clone(), statistics, working.clone()]);
+            }
+            let layer = size(x.rows, x.cols);
+            waiting += stored * layer;
+            items.extend([
+                MemoryItem { name: "pruned layers waiting to be written", bytes: waiting },
+                MemoryItem { name: "one layer (f32)", bytes: 4 * layer },
+                MemoryItem { name: "scratch of the method", bytes: pruner.scratch_bytes(x.rows, x.cols) },
+            ]);
+            phases.push(MemoryPhase { name: "pruning a layer", items });
         }
-        items.extend([
-            MemoryItem { name: "pruned layers waiting to be written", bytes: stored * block },
-            MemoryItem { name: "one layer (f32)", bytes: 4 * largest },
-            MemoryItem { name: "scratch of the method", bytes: scratch },
-        ]);
-        phases.push(MemoryPhase { name: "pruning a block", items });
         // Packing a layer: a copy in its type and the packed arrays; quantising works in f32.
         let encoding = match format {
             OutputFormat::Dense => 0,
