@@ -53,7 +53,8 @@ fn dense_output_is_a_valid_folder_with_the_same_names_and_types() {
         );
         let record: serde_json::Value =
             serde_json::from_slice(&std::fs::read(job.out.join("rarefy.json")).unwrap()).unwrap();
-        assert_eq!(record, json!({ "method": "test", "run_key": "key" }));
+        assert_eq!((&record["method"], &record["run_key"]), (&json!("test"), &json!("key")));
+        assert_eq!(rarefy_checkpoint::check_recorded_files(&job.out).unwrap(), Some((1, vec![])));
         let metadata = &model.store().files()[0].header().metadata;
         assert_eq!(metadata["format"], "pt");
         assert!(
