@@ -16,6 +16,9 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 /// Name of the shard index.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// Prefix of the weights of the base model in a model with a head.
+const BASE_PREFIX: &str = "model.";
+
 /// An open model folder. Cloning is cheap: the copies share the open files.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -47,7 +50,12 @@ impl Checkpoint {
     /// [`UnsupportedFormat`](CheckpointError::UnsupportedFormat), [`Corrupt`](CheckpointError::Corrupt).
     pub fn open(dir: &Path) -> Result<Self> {
         let config = ModelConfig::open(dir)?;
-        let store = TensorStore::open(dir, &config.raw)?;
+        let mut store = TensorStore::open(dir, &config.raw)?;
+        // OPT folders in particular: saved from the model without its head, they lack the prefix.
+        if store.tensors().keys().all(|name| !name.starts_with(BASE_PREFIX)) {
+            let known: BTreeSet<String> = layout::expected(&config).into_iter().map(|s| s.name).collect();
+            store = store.prefixed(BASE_PREFIX, &|name| known.contains(name));
+        }
         Ok(Self { inner: Arc::new(Inner { dir: dir.into(), config, store }) })
     }
 

@@ -43,6 +43,19 @@ pub(crate) fn write_atomic(path: &Path, fill: &mut dyn FnMut(&mut dyn Write) -> 
     sync_dir(parent(path))
 }
 
+/// Gives a file new content so that its name holds the old or the new content at any moment, and the new one durably on
+/// return. What could not be finished is removed.
+///
+/// # Errors
+/// [`DiskFull`](CheckpointError::DiskFull), [`ReadOnly`](CheckpointError::ReadOnly), [`Io`](CheckpointError::Io); the old content is
+/// then intact.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic(path, &mut |out| put(out, path, bytes)).inspect_err(|_| {
+        // The first error is the one that matters.
+        let _ = fs::remove_file(beside(path, ".tmp"));
+    })
+}
+
 /// `write_all` with the error of this crate.
 pub(crate) fn put(out: &mut dyn Write, path: &Path, bytes: &[u8]) -> Result<()> {
     out.write_all(bytes).map_err(|e| CheckpointError::io(path, "write", e))

@@ -166,7 +166,8 @@ fn not_found<'n>(place: &Path, name: &str, all: impl Iterator<Item = &'n String>
 
 #[derive(Debug)]
 enum Plan {
-    Dense,
+    /// Plain values under this physical name.
+    Dense(String),
     Compressed(plan::Plan),
     Packed(packed::Plan),
 }
@@ -239,7 +240,7 @@ impl TensorStore {
             }
         }
         for (name, info) in physical.iter().filter(|(n, _)| !used.contains(*n)) {
-            plans.insert(name.clone(), Plan::Dense);
+            plans.insert(name.clone(), Plan::Dense(name.clone()));
             let l = Logical {
                 name: name.clone(),
                 dtype: info.dtype,
@@ -308,18 +309,41 @@ impl TensorStore {
     pub fn read_dense(&self, name: &str) -> Result<Vec<u8>> {
         let (logical, plan) = self.plan(name)?;
         match plan {
-            Plan::Dense => self.access().read(name),
+            Plan::Dense(physical) => self.access().read(physical),
             Plan::Compressed(p) => p.decode(&self.access(), name),
             Plan::Packed(p) => p.decode(&self.access(), name, logical.dtype),
         }
     }
 
-    /// Calls `f` with the bytes of a plainly stored tensor in order, a megabyte at most at a time.
+    /// Calls `f` with the bytes of a plainly stored weight in order, a megabyte at most at a time.
     ///
     /// # Errors
-    /// [`TensorNotFound`](CheckpointError::TensorNotFound), reading errors, errors of `f`.
-    pub fn stream(&self, physical: &str, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// [`TensorNotFound`](CheckpointError::TensorNotFound), also for a weight that is not stored plainly; reading errors,
+    /// errors of `f`.
+    pub fn stream(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let physical = match self.plan(name)? {
+            (_, Plan::Dense(physical)) => physical,
+            _ => name,
+        };
         self.access().file(physical)?.stream(physical, f)
+    }
+
+    /// Puts `prefix` before the names of all weights that the model then knows. A bare base model is saved without it.
+    pub(crate) fn prefixed(mut self, prefix: &str, is_known: &dyn Fn(&str) -> bool) -> Self {
+        let named = |name: String| {
+            let full = format!("{prefix}{name}");
+            if is_known(&full) { full } else { name }
+        };
+        self.plans = self.plans.into_iter().map(|(name, plan)| (named(name), plan)).collect();
+        self.logical = self
+            .logical
+            .into_iter()
+            .map(|(name, l)| {
+                let name = named(name);
+                (name.clone(), Logical { name, ..l })
+            })
+            .collect();
+        self
     }
 
     /// Values of a weight as f32.
@@ -329,13 +353,13 @@ impl TensorStore {
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let (logical, plan) = self.plan(name)?;
         let mut out = Vec::new();
-        if matches!(plan, Plan::Dense) {
+        if let Plan::Dense(physical) = plan {
             // Converted piece by piece: the bytes are never in memory as a whole.
             let file = self.access();
-            let file = file.file(name)?;
-            let elements = file.entry(name)?.bytes / logical.dtype.size() as u64;
+            let file = file.file(physical)?;
+            let elements = file.entry(physical)?.bytes / logical.dtype.size() as u64;
             out.reserve_exact(usize::try_from(elements).unwrap_or(0));
-            file.stream(name, &mut |bytes| {
+            file.stream(physical, &mut |bytes| {
                 extend_f32(bytes, logical.dtype, &mut out);
                 Ok(())
             })?;

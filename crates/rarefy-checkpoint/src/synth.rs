@@ -3,11 +3,9 @@
 use crate::config::ModelConfig;
 use crate::dtype::{DType, to_dtype};
 use crate::error::{CheckpointError, Result};
-use crate::fsutil::{put, write_synced};
 use crate::layout::{self, Role};
 use crate::writer::assemble::{self, Item};
-use crate::writer::record;
-use crate::writer::staging::Staging;
+use crate::writer::new_model::{NewModel, NewModelFiles};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -190,9 +188,7 @@ pub fn synth_with(shape: ShapeName, dtype: DType, seed: u64, out: &Path, shard_b
     }
     let config = shape.config_json(dtype);
     let model = ModelConfig::from_value(&out.join("config.json"), config.clone())?;
-    let key = format!("synth {shape} {dtype} seed {seed}");
-    let staging = Staging::open(out, &key, "dense", false)?;
-    let dir = staging.begin_final()?;
+    let folder = NewModel::open(out, &format!("synth {shape} {dtype} seed {seed}"))?;
     let table = normal_table(dtype);
     let one = to_dtype(&[1.0], dtype);
     let items = layout::expected(&model).into_iter().enumerate().map(|(index, spec)| {
@@ -209,16 +205,14 @@ pub fn synth_with(shape: ShapeName, dtype: DType, seed: u64, out: &Path, shard_b
             }),
         }
     });
-    let files = assemble::write_weights(&dir, items.collect(), shard_bytes)?;
-    assemble::write_json(&dir.join("config.json"), &config)?;
-    // Compact: the vocabulary would take a line per token.
-    let tokenizer = dir.join("tokenizer.json");
-    write_synced(&tokenizer, &mut |w| put(w, &tokenizer, byte_tokenizer_json().to_string().as_bytes()))?;
-    let record =
-        json!({ "made_by": "rarefy synth", "shape": shape.name(), "dtype": dtype.code(), "seed": seed });
-    assemble::write_json(&dir.join(record::FILE), &record::with_run(&record, &key, &files))?;
-    staging.publish()?;
-    Ok(())
+    let files = NewModelFiles {
+        config: &config,
+        // Compact: the vocabulary would take a line per token.
+        tokenizer: &byte_tokenizer_json().to_string(),
+        record: &json!({ "made_by": "rarefy synth", "shape": shape.name(), "dtype": dtype.code(), "seed": seed }),
+        others: &[],
+    };
+    folder.finish_with(items.collect(), files, shard_bytes)
 }
 
 /// The finaliser of SplitMix64.

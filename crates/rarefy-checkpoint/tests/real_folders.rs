@@ -1,7 +1,9 @@
 //! Real model folders, when `RAREFY_DATA` names the data folder (models lie beside it).
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use rarefy_checkpoint::{Architecture, Checkpoint, DType, RopeScaling, Tokenizer, layout};
+mod support;
+
+use rarefy_checkpoint::{Architecture, Checkpoint, DType, RopeScaling, ShapeName, Tokenizer, layout};
 use std::path::PathBuf;
 
 fn model(name: &str) -> Option<PathBuf> {
@@ -82,4 +84,44 @@ fn a_folder_of_another_kind_is_named_as_such() {
     let Some(dir) = model("cifar10-resnet20") else { return };
     let e = Checkpoint::open(&dir).unwrap_err().to_string();
     assert!(e.contains("architecture") && e.contains("LlamaForCausalLM"), "{e}");
+}
+
+/// Saved from the base model, a folder lacks the prefix `model.`: OPT folders on the hub often do.
+#[test]
+fn a_base_model_without_its_prefix_is_the_same_model() {
+    let t = tempfile::tempdir().unwrap();
+    for shape in [ShapeName::TinyOpt, ShapeName::TinyLlama] {
+        let (full, bare) = (t.path().join(shape.name()), t.path().join(format!("{shape}-bare")));
+        rarefy_checkpoint::synth(shape, DType::BF16, 3, &full).unwrap();
+        support::copy_dir(&full, &bare);
+        let file = bare.join("model.safetensors");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+        let mut header = String::from_utf8(bytes[8..8 + length].to_vec()).unwrap().replace("\"model.", "\"");
+        header.push_str(&" ".repeat(length - header.len()));
+        bytes[8..8 + length].copy_from_slice(header.as_bytes());
+        std::fs::write(&file, bytes).unwrap();
+
+        let (full, bare) = (Checkpoint::open(&full).unwrap(), Checkpoint::open(&bare).unwrap());
+        bare.check_layout().unwrap();
+        assert_eq!(full.tensors(), bare.tensors());
+        assert!(bare.extra_tensors().is_empty());
+        for name in full.tensors().keys() {
+            assert_eq!(full.read_f32(name).unwrap(), bare.read_f32(name).unwrap(), "{name}");
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            full.store()
+                .stream(name, &mut |x| {
+                    a.extend_from_slice(x);
+                    Ok(())
+                })
+                .unwrap();
+            bare.store()
+                .stream(name, &mut |x| {
+                    b.extend_from_slice(x);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(a, b, "{name}");
+        }
+    }
 }

@@ -82,11 +82,15 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The output folder exists already.
-    #[error("output `{out}` exists already; remove it or choose another folder")]
-    OutputExists {
-        /// Output folder.
-        out: PathBuf,
+    /// Nothing was left to measure.
+    #[error(
+        "none of the {skipped} validation documents fits the context of {context} tokens; raise `model.max_positions`"
+    )]
+    NothingToMeasure {
+        /// Documents left out.
+        skipped: usize,
+        /// Tokens of the context.
+        context: usize,
     },
     /// A name in `sparsity.excluded` matches no layer.
     #[error(

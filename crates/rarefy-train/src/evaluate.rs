@@ -26,8 +26,8 @@ pub struct Evaluation {
 
 impl Evaluation {
     fn new(nats: f64, floor: Option<f64>, tokens: usize, documents: usize, skipped: usize) -> Self {
-        let mean = nats / tokens.max(1) as f64;
-        let floor = floor.map(|f| f / tokens.max(1) as f64);
+        let mean = nats / tokens as f64;
+        let floor = floor.map(|f| f / tokens as f64);
         Self {
             nats_per_token: mean,
             perplexity: mean.exp(),
@@ -63,6 +63,9 @@ pub(crate) fn on_corpus(
         floor += document.nats;
         tokens += ids.len() - line_end.len();
         documents += 1;
+    }
+    if tokens == 0 {
+        return Err(TrainError::NothingToMeasure { skipped, context });
     }
     Ok(Evaluation::new(nats, Some(floor), tokens, documents, skipped))
 }

@@ -40,7 +40,7 @@ pub use evaluate::Evaluation;
 pub use gradual::GradualPruning;
 pub use method::{Dense, SparseMethod};
 pub use optimizer::{Optimizer, global_norm};
-pub use output::{train_to_folder, write_model_folder};
+pub use output::train_to_folder;
 pub use parameters::{Parameter, Parameters};
 pub use recipe::{
     CheckpointSettings, ClipSettings, DataSettings, Distribution, EvaluationSettings, ModelSettings,

@@ -1,11 +1,9 @@
 //! From a finished run to a model folder in the layout of Hugging Face.
 
-use crate::{
-    ByteTokenizer, Evaluation, Event, Outcome, Parameters, Recipe, TrainError, Trainer, state::write_atomic,
-};
-use rarefy_checkpoint::ModelConfig;
+use crate::{ByteTokenizer, Evaluation, Event, Outcome, Recipe, TrainError, Trainer};
+use rarefy_checkpoint::{CheckpointError, ModelConfig, NewModel, NewModelFiles, NewTensor};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// The configuration of the model of `recipe`. A line end begins and ends a text.
@@ -45,106 +43,40 @@ pub(crate) fn model_config(recipe: &Recipe, tokenizer: &ByteTokenizer) -> Result
     Ok(ModelConfig::from_value(Path::new("config.json"), raw)?)
 }
 
-/// Writes a model folder of f32 weights: `config.json`, `tokenizer.json`, `model.safetensors` and the files of `extra`
-/// (name and content). The folder appears complete or not at all; it must not exist before.
-///
-/// # Errors
-/// [`TrainError::OutputExists`], [`TrainError::Io`].
-pub fn write_model_folder(
-    out: &Path,
-    config: &Value,
-    parameters: &Parameters,
-    tokenizer_json: &str,
-    extra: &[(&str, String)],
-) -> Result<(), TrainError> {
-    if out.exists() {
-        return Err(TrainError::OutputExists { out: out.to_path_buf() });
-    }
-    let staging = beside(out, ".model.rarefy-partial");
-    match std::fs::remove_dir_all(&staging) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(TrainError::io(&staging, "remove")(e));
-        }
-        _ => std::fs::create_dir_all(&staging).map_err(TrainError::io(&staging, "create"))?,
-    }
-    let pretty = |v: &Value| serde_json::to_string_pretty(v).expect("plain values") + "\n";
-    write_atomic(&staging.join("config.json"), pretty(config).as_bytes())?;
-    write_atomic(&staging.join("tokenizer.json"), tokenizer_json.as_bytes())?;
-    write_atomic(&staging.join("model.safetensors"), &safetensors(parameters))?;
-    for (name, content) in extra {
-        write_atomic(&staging.join(name), content.as_bytes())?;
-    }
-    std::fs::File::open(&staging).and_then(|f| f.sync_all()).map_err(TrainError::io(&staging, "write"))?;
-    std::fs::rename(&staging, out).map_err(TrainError::io(out, "write"))?;
-    let parent = match out.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    std::fs::File::open(parent).and_then(|f| f.sync_all()).map_err(TrainError::io(parent, "write"))
-}
-
-/// The bytes of a safetensors file: header length, JSON header padded with blanks to a multiple of 8, data in name order.
-fn safetensors(parameters: &Parameters) -> Vec<u8> {
-    let mut sorted: Vec<_> = parameters.all.iter().collect();
-    sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let (mut header, mut at) = (serde_json::Map::new(), 0);
-    header.insert("__metadata__".into(), json!({ "format": "pt" }));
-    for p in &sorted {
-        let end = at + p.values.len() * 4;
-        header.insert(p.name.clone(), json!({ "dtype": "F32", "shape": p.shape, "data_offsets": [at, end] }));
-        at = end;
-    }
-    let mut json = serde_json::to_vec(&Value::Object(header)).expect("plain values");
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut bytes = Vec::with_capacity(8 + json.len() + at);
-    bytes.extend((json.len() as u64).to_le_bytes());
-    bytes.extend(json);
-    for x in sorted.iter().flat_map(|p| &p.values) {
-        bytes.extend(x.to_le_bytes());
-    }
-    bytes
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(suffix);
-    path.with_file_name(name)
-}
-
 /// Trains by `recipe` and writes the model folder `out`, with the resolved recipe (`recipe.toml`), the run record
 /// (`rarefy.json`) and a `README.md`.
 ///
-/// While it runs, its state lies in `OUT.training.rarefy-partial`; the same call after a crash or a cancellation goes on from
-/// there and ends with the same bytes. The state is removed when the folder is complete.
+/// While it runs, its state lies in the folder `OUT.rarefy-partial`, which is locked; the same call after a crash or a
+/// cancellation goes on from there and ends with the same bytes. That folder is removed when the model is complete.
 ///
 /// # Errors
-/// [`TrainError::OutputExists`] before any work; those of [`Trainer::run`].
+/// Before any work: the output exists already, or another process trains into it. Those of [`Trainer::run`].
 pub fn train_to_folder(
     recipe: &Recipe,
     out: &Path,
     progress: &mut dyn FnMut(&Event),
     cancel: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    let state = beside(out, ".training.rarefy-partial");
-    if out.exists() {
-        // The end may have come between the last two steps: the folder is complete, its state was not removed yet.
-        if let Some(evaluation) = finished(recipe, out).filter(|_| state.exists()) {
-            std::fs::remove_file(&state).map_err(TrainError::io(&state, "remove"))?;
-            return Ok(Outcome::Finished(evaluation));
+    let folder = match NewModel::open(out, RUN_KEY) {
+        Err(CheckpointError::AlreadyComplete { out }) => {
+            // The end came between giving the folder its name and telling so: nothing is left to do for this recipe.
+            return match finished(recipe, &out) {
+                Some(evaluation) => Ok(Outcome::Finished(evaluation)),
+                None => Err(CheckpointError::OutputExists { out }.into()),
+            };
         }
-        return Err(TrainError::OutputExists { out: out.to_path_buf() });
-    }
-    if let Some(parent) = out.parent() {
-        std::fs::create_dir_all(parent).map_err(TrainError::io(parent, "create"))?;
-    }
+        opened => opened?,
+    };
     let mut trainer = Trainer::new(recipe)?;
-    let outcome = trainer.run(Some(&state), progress, cancel)?;
+    let outcome = trainer.run(Some(&folder.state_file()), progress, cancel)?;
     if let Outcome::Finished(evaluation) = &outcome {
-        trainer.write_model(out, evaluation)?;
-        std::fs::remove_file(&state).map_err(TrainError::io(&state, "remove"))?;
+        trainer.write_model(folder, evaluation)?;
     }
     Ok(outcome)
 }
+
+/// Marks a folder as one of `rarefy train`. The recipe is not part of it: the state names what differs in another recipe.
+const RUN_KEY: &str = "rarefy train";
 
 /// The evaluation recorded in the folder, if the same recipe made it.
 fn finished(recipe: &Recipe, out: &Path) -> Option<Evaluation> {
@@ -154,11 +86,11 @@ fn finished(recipe: &Recipe, out: &Path) -> Option<Evaluation> {
 }
 
 impl Trainer {
-    /// Writes the model as it stands into the folder `out`, as [`train_to_folder`] does.
+    /// Writes the model as it stands, with its recipe, record and description.
     ///
     /// # Errors
-    /// As [`write_model_folder`].
-    pub fn write_model(&self, out: &Path, evaluation: &Evaluation) -> Result<(), TrainError> {
+    /// Those of [`NewModel::finish`].
+    pub fn write_model(&self, folder: NewModel, evaluation: &Evaluation) -> Result<(), TrainError> {
         let recipe = self.recipe().to_toml();
         let record = json!({
             "command": "train",
@@ -170,10 +102,16 @@ impl Trainer {
             "evaluation": evaluation,
             "recipe": recipe,
         });
-        let pretty = serde_json::to_string_pretty(&record).expect("plain values") + "\n";
-        let extra =
-            [("recipe.toml", recipe), ("rarefy.json", pretty), ("README.md", self.readme(evaluation))];
-        write_model_folder(out, &self.config().raw, self.parameters(), self.tokenizer().json(), &extra)
+        let parameters = self.parameters().all.iter();
+        let tensors: Vec<_> =
+            parameters.map(|p| NewTensor { name: &p.name, shape: &p.shape, values: &p.values }).collect();
+        let files = NewModelFiles {
+            config: &self.config().raw,
+            tokenizer: self.tokenizer().json(),
+            record: &record,
+            others: &[("recipe.toml", &recipe), ("README.md", &self.readme(evaluation))],
+        };
+        Ok(folder.finish(&tensors, files)?)
     }
 
     fn readme(&self, e: &Evaluation) -> String {

@@ -7,8 +7,6 @@
 use crate::{Parameters, Position, TrainError};
 use rarefy_sparsity::Mask;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 const MAGIC: &[u8; 16] = b"rarefy training\x01";
@@ -73,30 +71,7 @@ pub(crate) fn write(path: &Path, mut head: Head, parameters: &Parameters) -> Res
     }
     let sum = xxhash_rust::xxh3::xxh3_128(&bytes);
     bytes.extend(sum.to_le_bytes());
-    write_atomic(path, &bytes)
-}
-
-/// Writes a file so that its name holds the old or the new content, and the new one durably on return.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = Path::new(&temporary);
-    let put = || {
-        let mut file = File::create(temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(temporary, path)?;
-        File::open(folder)?.sync_all()
-    };
-    put().map_err(|source| {
-        // What could not be finished is not left lying about; the error that matters is the first one.
-        let _ = std::fs::remove_file(temporary);
-        TrainError::Io { file: path.to_path_buf(), action: "write", source }
-    })
+    Ok(rarefy_checkpoint::replace_file(path, &bytes)?)
 }
 
 /// Reads a state into `parameters`, which give names and shapes; they are unchanged when an error is returned.

@@ -3,7 +3,7 @@ use crate::{
     Event, OptimizerKind, Outcome, Parameters, Recipe, SparseMethod, SparsitySettings, TrainError, Trainer,
     train_to_folder,
 };
-use rarefy_checkpoint::{Checkpoint, Tokenizer};
+use rarefy_checkpoint::{Checkpoint, CheckpointError, Tokenizer};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn tiny() -> Recipe {
@@ -200,9 +200,11 @@ fn the_folder_is_a_valid_model_and_is_not_overwritten() {
     for p in &t.parameters().all {
         assert_eq!(ckpt.read_f32(&p.name).unwrap(), p.values, "{}", p.name);
     }
-    let e =
-        train_to_folder(&tiny(), &out, &mut |_| panic!("no work before the refusal"), &never()).unwrap_err();
-    assert!(matches!(e, TrainError::OutputExists { .. }));
+    let mut other = tiny();
+    other.seed = 6;
+    let e = train_to_folder(&other, &out, &mut |_| panic!("no work"), &never()).unwrap_err();
+    assert!(matches!(e, TrainError::Checkpoint(CheckpointError::OutputExists { .. })), "{e}");
+    assert_eq!(rarefy_checkpoint::check_recorded_files(&out).unwrap(), Some((1, vec![])));
 }
 
 #[test]
@@ -294,7 +296,7 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
 fn a_state_that_cannot_be_written_is_an_error_naming_the_file() {
     let mut t = Trainer::new(&tiny()).unwrap();
     let e = t.save("/nonexistent/state".as_ref()).unwrap_err();
-    assert!(matches!(&e, TrainError::Io { action: "write", .. }), "{e}");
+    assert!(matches!(&e, TrainError::Checkpoint(_)) && e.to_string().contains("/nonexistent/state"), "{e}");
 }
 
 #[test]
@@ -342,24 +344,48 @@ fn a_state_of_another_text_is_refused_even_where_the_tokenizer_is_the_same() {
 }
 
 #[test]
-fn an_end_between_the_folder_and_the_removal_of_its_state_is_mended_by_the_same_call() {
+fn a_complete_folder_is_found_complete_by_the_same_call_and_what_a_crash_left_is_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let (out, state) = (dir.path().join("m"), dir.path().join("m.training.rarefy-partial"));
+    let (out, staging) = (dir.path().join("m"), dir.path().join("m.rarefy-partial"));
     let Outcome::Finished(first) = train_to_folder(&tiny(), &out, &mut |_| (), &never()).unwrap() else {
         panic!()
     };
-    std::fs::write(&state, "what the crash left").unwrap();
-    let mut other = tiny();
-    other.seed = 6;
-    let e = train_to_folder(&other, &out, &mut |_| (), &never()).unwrap_err();
-    assert!(
-        matches!(e, TrainError::OutputExists { .. }) && state.exists(),
-        "another recipe has no claim on it"
-    );
+    assert!(!staging.exists());
+    std::fs::create_dir(&staging).unwrap();
+    std::fs::write(staging.join("state"), "what the crash left").unwrap();
     let Outcome::Finished(again) =
         train_to_folder(&tiny(), &out, &mut |_| panic!("no work"), &never()).unwrap()
     else {
         panic!()
     };
-    assert!((first.nats_per_token - again.nats_per_token).abs() < 1e-12 && !state.exists());
+    assert!((first.nats_per_token - again.nats_per_token).abs() < 1e-12 && !staging.exists());
+}
+
+#[test]
+fn two_runs_to_one_folder_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("m");
+    let mut second = None;
+    train_to_folder(
+        &tiny(),
+        &out,
+        &mut |_| {
+            second = second
+                .take()
+                .or_else(|| Some(train_to_folder(&tiny(), &out, &mut |_| panic!("no work"), &never())))
+        },
+        &never(),
+    )
+    .unwrap();
+    let e = second.unwrap().unwrap_err();
+    assert!(matches!(e, TrainError::Checkpoint(CheckpointError::Locked { .. })), "{e}");
+}
+
+#[test]
+fn documents_that_all_exceed_the_context_are_an_error() {
+    let mut recipe = tiny();
+    recipe.model.max_positions = 8;
+    recipe.data.context = 8;
+    let e = Trainer::new(&recipe).unwrap().evaluate(3).unwrap_err();
+    assert!(matches!(e, TrainError::NothingToMeasure { skipped: 3, context: 8 }), "{e}");
 }

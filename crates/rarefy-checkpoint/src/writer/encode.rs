@@ -183,6 +183,15 @@ fn own<T: packed::Value>(
     result.map_err(|e| bad(&tensor.name, e.to_string()))
 }
 
+/// The value that is read back after `x` was stored as `dtype`.
+fn reads_as(x: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+        DType::F16 => f16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
 struct Quantised {
     words: Vec<i32>,
     scale: Vec<f32>,
@@ -286,18 +295,29 @@ fn quantise(tensor: &OutTensor, rows: usize, cols: usize, bits: u32, group: usiz
     let exact = rounded.iter().zip(&grid.scale).all(|(a, b)| a.to_bits() == b.to_bits());
     let scale_dtype = if exact { tensor.dtype } else { DType::F32 };
 
+    // The values lie on the grid already; the codes are to be found again.
+    let on_grid = tensor.quant.is_some();
     let mut codes = Vec::with_capacity(values.len());
     let mut decoded = Vec::with_capacity(values.len());
     for (r, row) in values.chunks_exact(cols).enumerate() {
         for (c, &w) in row.iter().enumerate() {
             let at = r * groups + c / span;
             let (s, z) = (grid.scale[at], zero.map_or(0, |z| z[at]));
-            let q = ((w / s).round_ties_even() + z as f32).clamp(low as f32, high as f32);
+            let nearest = ((w / s).round_ties_even() + z as f32).clamp(low as f32, high as f32);
+            let decode = |q: f32| (q - z as f32) * s;
+            let mut q = nearest;
+            if on_grid && reads_as(decode(q), tensor.dtype) != w {
+                // The rounding of a narrow type can move a large code by half a step: its neighbour is meant then.
+                let means_it = |n: &f32| {
+                    (low as f32..=high as f32).contains(n) && reads_as(decode(*n), tensor.dtype) == w
+                };
+                q = [nearest - 1.0, nearest + 1.0].into_iter().find(means_it).unwrap_or(nearest);
+            }
             codes.push(q as i8);
-            decoded.push((q - z as f32) * s);
+            decoded.push(decode(q));
         }
     }
-    if tensor.quant.is_some() {
+    if on_grid {
         round_trip(&mut decoded, tensor.dtype);
         // Comparing values, not bits: −0.0 is the same as 0.0.
         let off = |(a, b): (&f32, &f32)| (a - b).abs() > 0.0;

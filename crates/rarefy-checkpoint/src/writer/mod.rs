@@ -3,6 +3,7 @@
 pub(crate) mod assemble;
 mod describe;
 mod encode;
+pub(crate) mod new_model;
 pub(crate) mod record;
 pub(crate) mod staging;
 

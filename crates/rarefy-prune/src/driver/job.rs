@@ -68,9 +68,10 @@ impl Job<'_> {
         let is_finished = |b: usize| self.plan.blocks[b].is_empty() || self.writer.is_done(&block_part(b));
         // Activations are needed up to the last block with work to do.
         let last_open = (0..n).rev().find(|&b| !is_finished(b));
-        let resumed = (0..n).filter(|&b| self.writer.is_done(&block_part(b))).count();
+        let resumed: Vec<usize> = (0..n).filter(|&b| self.writer.is_done(&block_part(b))).collect();
         let layers = self.plan.layers();
-        self.progress.event(&Event::Started { blocks: n, layers, resumed });
+        let layers_resumed = resumed.iter().map(|&b| self.plan.blocks[b].len()).sum();
+        self.progress.event(&Event::Started { blocks: n, layers, resumed: resumed.len(), layers_resumed });
         let calibrated = self.run.pruner.needs().any();
         let mut activations = match last_open {
             Some(_) if calibrated && !is_set(self.cancel) => {

@@ -18,10 +18,12 @@ pub enum Event<'a> {
     Started {
         /// Blocks of the model.
         blocks: usize,
-        /// Layers that will be pruned.
+        /// Layers that are to be pruned, those of finished blocks included.
         layers: usize,
         /// Blocks already finished by an earlier run.
         resumed: usize,
+        /// Layers in those blocks.
+        layers_resumed: usize,
     },
     /// A block begins.
     BlockStarted {

@@ -138,18 +138,12 @@ fn detect(checkpoint: &Checkpoint, tensor: &Logical) -> CliResult<Detection> {
             "use a folder whose weights are floating-point numbers",
         )
     })?;
-    let file = checkpoint
-        .store()
-        .files()
-        .iter()
-        .find(|f| f.header().entries.contains_key(&tensor.name))
-        .ok_or_else(|| CliError::failed(format!("cannot read `{}`", tensor.name), "no file holds it"))?;
     let size = tensor.dtype.size();
     let mut words: Vec<u64> = Vec::new();
     let words_per_row = cols.div_ceil(64);
     words.resize(rows.checked_mul(words_per_row).ok_or_else(|| too_large(tensor))?, 0);
     let (mut row, mut col) = (0, 0);
-    file.stream(&tensor.name, &mut |piece| {
+    checkpoint.store().stream(&tensor.name, &mut |piece| {
         for value in piece.chunks_exact(size) {
             if !is_zero(value) {
                 words[row * words_per_row + col / 64] |= 1 << (col % 64);

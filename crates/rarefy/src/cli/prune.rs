@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rarefy_checkpoint::{Checkpoint, CheckpointError, WriteSummary};
+use rarefy_checkpoint::{Checkpoint, CheckpointError, Logical, Storage, WriteSummary};
 use rarefy_data::random_windows;
 use rarefy_prune::{
     ErrorKind, Event, LayerFilter, LayerReport, METHODS, MemoryPlan, PruneError, PruneReport, PruneRun,
@@ -52,6 +52,7 @@ pub(crate) fn run(args: &PruneArgs, context: &Context) -> CliResult {
     refuse_same(&folder, &args.output)?;
     let source = Checkpoint::open(&folder)?;
     source.check_layout()?;
+    say_what_is_decoded(&source, &options, context);
     let calibration = calibration(args, &options, &run, &source, seed, context)?;
 
     let before = memory::peak_resident();
@@ -74,6 +75,32 @@ pub(crate) fn run(args: &PruneArgs, context: &Context) -> CliResult {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Quantised weights are pruned as the numbers they stand for, and written as such: larger than they were.
+fn say_what_is_decoded(source: &Checkpoint, options: &PruneOptions, context: &Context) {
+    let is_quantised = |l: &&Logical| {
+        matches!(l.storage, Storage::PackQuantized { .. } | Storage::IntQuantized | Storage::FloatQuantized)
+    };
+    let mut quantised = source.tensors().values().filter(is_quantised);
+    let Some(first) = quantised.next() else { return };
+    let (count, dtype) = (1 + quantised.count(), first.dtype);
+    let (stored, dense) = source
+        .tensors()
+        .values()
+        .filter(is_quantised)
+        .fold((0, 0), |(s, d), l| (s + l.stored_bytes, d + l.dense_bytes()));
+    let remedy = if options.format == Some(Format::PackQuantized) {
+        ""
+    } else {
+        "; `rarefy convert --format pack-quantized` quantises again"
+    };
+    context.out.message(&format!(
+        "note: {count} weights are quantised ({}): they are decoded to {dtype} before pruning, {} become up to {}{remedy}",
+        first.storage,
+        bytes(stored),
+        bytes(dense)
+    ));
 }
 
 /// The method with its settings, and how to run it.
@@ -233,11 +260,12 @@ impl rarefy_prune::Progress for Watcher<'_> {
                 self.out.message(&format!("memory: {plan}"));
                 self.plan = Some((*plan).clone());
             }
-            Event::Started { blocks, layers, resumed } => {
+            Event::Started { blocks, layers, resumed, layers_resumed } => {
                 if *resumed > 0 {
                     self.out.message(&format!("going on: {resumed} of {blocks} blocks are done already"));
                 }
-                self.progress = Some(self.out.progress("pruning", *layers as u64));
+                let left = layers.saturating_sub(*layers_resumed);
+                self.progress = Some(self.out.progress("pruning", left as u64));
             }
             Event::BlockStarted { block, blocks } => {
                 if let Some(progress) = &mut self.progress {
