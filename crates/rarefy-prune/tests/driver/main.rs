@@ -48,8 +48,12 @@ pub(crate) fn variants() -> Vec<(&'static str, Value)> {
         ("magnitude", json!({"pattern": "2:4"})),
         ("wanda", json!({"sparsity": 0.5})),
         ("wanda", json!({"pattern": "4:8"})),
+        ("wanda", json!({"sparsity": 0.5, "variant": true})),
+        ("wanda", json!({"sparsity": 0.5, "granularity": "layer", "compat": true})),
         ("sparsegpt", json!({"sparsity": 0.6, "block_size": 16})),
         ("sparsegpt", json!({"pattern": "2:4", "quantize_bits": 4})),
+        ("sparsegpt", json!({"sparsity": 0.5, "block_size": 16, "mask": "wanda-seq"})),
+        ("sparsegpt", json!({"sparsity": 0.5, "block_size": 16, "compat": true})),
     ]
 }
 
