@@ -140,8 +140,18 @@ impl LinearLayer {
                 found: self.weight.len(),
             });
         }
-        // The sum of w·0 is NaN exactly when a weight is NaN or infinite: a loop without a branch.
-        let bad = |part: &[f32]| part.iter().fold(0.0_f32, |sum, w| sum + w * 0.0).is_nan();
+        // The sum of w·0 is NaN exactly when a weight is NaN or infinite: a loop without a branch, in lanes that do
+        // not wait for each other.
+        let bad = |part: &[f32]| {
+            let (eights, rest) = part.as_chunks::<8>();
+            let mut lanes = [0.0_f32; 8];
+            for eight in eights {
+                for k in 0..8 {
+                    lanes[k] += eight[k] * 0.0;
+                }
+            }
+            rest.iter().chain(&lanes).fold(0.0, |sum, w| sum + w * 0.0).is_nan()
+        };
         if !self.weight.par_chunks(1 << 16).any(bad) {
             return Ok(());
         }

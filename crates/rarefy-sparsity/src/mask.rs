@@ -155,6 +155,26 @@ impl Mask {
         }
     }
 
+    /// Keeps in row `r` what scores above `threshold`; returns how many those are.
+    pub(crate) fn fill_row_above(&mut self, r: usize, scores: &[f32], threshold: f32) -> usize {
+        assert!(r < self.rows && scores.len() == self.cols, "row {r} and {} scores", scores.len());
+        let start = r * self.words_per_row;
+        let mut kept = 0;
+        let words = &mut self.words[start..start + self.words_per_row];
+        for (word, part) in words.iter_mut().zip(scores.chunks(64)) {
+            // Byte by byte: eight comparisons become one instruction or two.
+            let (bytes, rest) = part.as_chunks::<8>();
+            let bits =
+                |s: &[f32]| s.iter().enumerate().fold(0u64, |b, (i, &s)| b | u64::from(s > threshold) << i);
+            *word = bytes.iter().enumerate().fold(0, |w, (b, eight)| w | bits(eight) << (8 * b));
+            if !rest.is_empty() {
+                *word |= bits(rest) << (8 * bytes.len());
+            }
+            kept += word.count_ones() as usize;
+        }
+        kept
+    }
+
     /// The words of row `r`.
     ///
     /// # Panics

@@ -114,8 +114,11 @@ pub fn unstructured(
             let count = pruned_count(cols, sparsity);
             for (r, row) in scores.chunks_exact(cols).enumerate() {
                 let cut = scratch.cut(|| row.iter().map(|&s| key(s)), cols, count);
-                let mut test = cut.tester();
-                mask.fill_row(r, |c| !test.prunes(key(row[c])));
+                // Unless scores tie at the boundary, it alone decides.
+                if count == 0 || mask.fill_row_above(r, row, cut.boundary()) != cols - count {
+                    let mut test = cut.tester();
+                    mask.fill_row(r, |c| !test.prunes(key(row[c])));
+                }
             }
         }
         Group::RowBlock { cols: width } => {
@@ -184,11 +187,13 @@ pub(crate) fn check_scores(
 }
 
 pub(crate) fn check_finite(what: &'static str, values: &[f32]) -> Result<(), SparsityError> {
+    // Counting has no branch to wait for; where the first one is matters only when there is one.
     let count = values.iter().filter(|v| !v.is_finite()).count();
-    match values.iter().position(|v| !v.is_finite()) {
-        None => Ok(()),
-        Some(first) => Err(SparsityError::NonFinite { what, count, first }),
+    if count == 0 {
+        return Ok(());
     }
+    let first = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    Err(SparsityError::NonFinite { what, count, first })
 }
 
 fn check_group(group: Group) -> Result<(), SparsityError> {
