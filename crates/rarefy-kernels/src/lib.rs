@@ -31,17 +31,23 @@
 pub mod bandwidth;
 pub mod bench;
 mod buffer;
+mod clamp;
 mod dense;
 mod drive;
 mod error;
 mod isa;
 mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod micro;
 mod nm;
 pub mod oracle;
 mod panel;
+pub mod peak;
+pub mod spmm;
 
 pub use buffer::AlignedBuf;
+pub use clamp::Clamp;
 pub use dense::{Dense, DenseBf16, DenseF32};
 pub use error::KernelError;
 pub use isa::{CpuFeatures, Isa, cpu_features};
