@@ -23,16 +23,6 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `N` elements from `p` are readable.
     unsafe fn load(p: *const f32) -> Self;
-    /// The first `n <= N` lanes from `p`, the others zero; nothing behind them is touched.
-    ///
-    /// # Safety
-    /// `n` elements from `p` are readable.
-    unsafe fn load_first(p: *const f32, n: usize) -> Self;
-    /// Every second element from `p` on: `p[0], p[2], … p[2 N - 2]`.
-    ///
-    /// # Safety
-    /// `2 N` elements from `p` are readable.
-    unsafe fn load_even(p: *const f32) -> Self;
     /// Writes the first `n <= N` lanes to `p`; nothing behind them is touched.
     ///
     /// # Safety
@@ -43,11 +33,6 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// See [`Lanes::zero`].
     unsafe fn fma(self, b: Self, c: Self) -> Self;
-    /// `self + b`.
-    ///
-    /// # Safety
-    /// See [`Lanes::zero`].
-    unsafe fn add(self, b: Self) -> Self;
     /// `min(max(self, low), high)`; a NaN in `self` stays.
     ///
     /// # Safety
@@ -72,27 +57,12 @@ impl Lanes for __m512 {
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
-    unsafe fn load_first(p: *const f32, n: usize) -> Self {
-        unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, p) }
-    }
-    #[inline(always)]
-    unsafe fn load_even(p: *const f32) -> Self {
-        unsafe {
-            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-            _mm512_permutex2var_ps(_mm512_loadu_ps(p), even, _mm512_loadu_ps(p.add(16)))
-        }
-    }
-    #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
         unsafe { _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, self) }
     }
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         unsafe { _mm512_fmadd_ps(self, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, b: Self) -> Self {
-        unsafe { _mm512_add_ps(self, b) }
     }
     #[inline(always)]
     unsafe fn clamp(self, low: Self, high: Self) -> Self {
@@ -116,18 +86,6 @@ impl Lanes for __m256 {
         unsafe { _mm256_loadu_ps(p) }
     }
     #[inline(always)]
-    unsafe fn load_first(p: *const f32, n: usize) -> Self {
-        unsafe { _mm256_maskload_ps(p, first_lanes(n)) }
-    }
-    #[inline(always)]
-    unsafe fn load_even(p: *const f32) -> Self {
-        unsafe {
-            // Even elements of both halves by 128-bit lane: 0 2 8 10 4 6 12 14, then the middle pairs swapped.
-            let mixed = _mm256_shuffle_ps::<0x88>(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)));
-            _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(_mm256_castps_pd(mixed)))
-        }
-    }
-    #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
         unsafe {
             if n >= 8 { _mm256_storeu_ps(p, self) } else { _mm256_maskstore_ps(p, first_lanes(n), self) }
@@ -136,10 +94,6 @@ impl Lanes for __m256 {
     #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         unsafe { _mm256_fmadd_ps(self, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, b: Self) -> Self {
-        unsafe { _mm256_add_ps(self, b) }
     }
     #[inline(always)]
     unsafe fn clamp(self, low: Self, high: Self) -> Self {

@@ -31,6 +31,7 @@
 pub mod bandwidth;
 pub mod bench;
 mod buffer;
+pub mod chw;
 mod clamp;
 mod dense;
 mod drive;
