@@ -241,6 +241,10 @@ impl StripSource for Patches<'_> {
         }
     }
 
+    fn in_place(&self, _: usize) -> Option<(&[f32], usize)> {
+        None
+    }
+
     fn ahead(&self, _: usize, _: usize) -> Ahead {
         // Patches overlap those of the strip before, and the image is walked front to back: the hardware sees it coming.
         Ahead::NONE

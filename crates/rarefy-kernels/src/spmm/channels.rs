@@ -112,6 +112,9 @@ impl StripKernel for SpmmChannels {
     fn width(&self) -> usize {
         self.pixels
     }
+    fn reads_in_place(&self) -> bool {
+        false
+    }
     fn units(&self) -> usize {
         self.segments.iter().map(Segment::groups).sum()
     }
@@ -120,8 +123,8 @@ impl StripKernel for SpmmChannels {
     }
     unsafe fn run(&self, isa: Isa, strip: Strip<'_>, units: Range<usize>, clamp: Clamp, out: &Out) {
         super::each_segment(&self.segments, units, |s, groups| {
-            s.check(&groups, strip.data.len(), strip.width);
-            assert_eq!(strip.pixels, strip.width);
+            s.check(&groups);
+            assert!(strip.pixels == strip.stride && strip.data.len() == (self.cols + 1) * strip.stride);
             match isa {
                 // SAFETY (both): the promises of this function; the sizes were checked above.
                 #[cfg(target_arch = "x86_64")]
@@ -161,7 +164,7 @@ mod simd {
         // steps of `G` channels and `G B` weights; `Out::row` checks what is written.
         unsafe {
             let (low, high) = (L::splat(&job.clamp.low()), L::splat(&job.clamp.high()));
-            let (strip, width) = (job.strip.data.as_ptr().add(job.at), job.strip.width);
+            let (strip, stride) = (job.strip.data.as_ptr().add(job.at), job.strip.stride);
             for g in job.groups.clone() {
                 let begin = *s.starts.get_unchecked(g);
                 let steps = *s.starts.get_unchecked(g + 1) - begin;
@@ -175,7 +178,7 @@ mod simd {
                     }
                     for _ in 0..steps {
                         for i in 0..G {
-                            let x = strip.add(*channel.add(i) as usize * width);
+                            let x = strip.add(*channel.add(i) as usize * stride);
                             let w = L::load(weight.add(i * B));
                             for p in 0..P {
                                 acc[i][p] = w.fma(L::splat(x.add(p)), acc[i][p]);
@@ -210,10 +213,10 @@ mod simd {
     unsafe fn singles(job: &Job<'_>) {
         let (s, strip) = (job.segment, job.strip);
         for g in job.groups.clone() {
-            for p in 0..strip.width {
+            for p in 0..strip.stride {
                 let mut sum = s.bias[g];
                 for step in s.starts[g]..s.starts[g + 1] {
-                    let x = strip.data[s.channels.as_slice()[step] as usize * strip.width + p];
+                    let x = strip.data[s.channels.as_slice()[step] as usize * strip.stride + p];
                     sum = s.values.as_slice()[step].mul_add(x, sum);
                 }
                 let y = job.out.row(s.rows[g] as usize, p, 1);
@@ -267,9 +270,9 @@ mod simd {
             (_, 16) => &[avx2::<16, 1>, avx2::<16, 2>, avx2::<16, 3>],
             _ => &[avx2::<8, 1>, avx2::<8, 2>, avx2::<8, 3>],
         };
-        let runs = strip.width.div_ceil(instances.len());
+        let runs = strip.stride.div_ceil(instances.len());
         for run in 0..runs {
-            let (begin, end) = (strip.width * run / runs, strip.width * (run + 1) / runs);
+            let (begin, end) = (strip.stride * run / runs, strip.stride * (run + 1) / runs);
             // SAFETY: `isa` is available, and an AVX-512 machine has AVX2; the pixels lie in the rows of the strip.
             unsafe { instances[end - begin - 1](&job(begin)) };
         }

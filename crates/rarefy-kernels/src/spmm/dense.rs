@@ -23,6 +23,7 @@ const NAME: &str = "dense-1x1";
 pub struct DenseConv1x1 {
     rows: usize,
     cols: usize,
+    in_place: bool,
     panels: AlignedBuf<f32>,
     bias: AlignedBuf<f32>,
 }
@@ -53,7 +54,15 @@ impl DenseConv1x1 {
                 panel[c * PANEL + r % PANEL] = *v;
             }
         }
-        Ok(Self { rows, cols, panels, bias: padded })
+        Ok(Self { rows, cols, in_place: false, panels, bias: padded })
+    }
+
+    /// Reads images without packing strips where their rows allow it. To be asked for when the images lie on huge
+    /// pages, as in one [`crate::AlignedBuf`] of 2 MiB or more: there it saves up to a fifth of the time, on small pages it
+    /// costs up to half more. Results are the same.
+    pub fn reading_in_place(mut self) -> Self {
+        self.in_place = true;
+        self
     }
 
     /// Output channels.
@@ -136,6 +145,9 @@ impl StripKernel for DenseConv1x1 {
     fn width(&self) -> usize {
         WIDTH
     }
+    fn reads_in_place(&self) -> bool {
+        self.in_place
+    }
     fn units(&self) -> usize {
         self.rows.div_ceil(PANEL)
     }
@@ -143,7 +155,7 @@ impl StripKernel for DenseConv1x1 {
         u * PANEL * (self.cols + 1)
     }
     unsafe fn run(&self, isa: Isa, strip: Strip<'_>, units: Range<usize>, clamp: Clamp, out: &Out) {
-        assert!(strip.data.len() == (self.cols + 1) * WIDTH && (1..=WIDTH).contains(&strip.pixels));
+        strip.check(self.cols);
         match isa {
             // SAFETY (all three): the promises of this function; the strip was checked above.
             #[cfg(target_arch = "x86_64")]
@@ -162,7 +174,7 @@ unsafe fn portable(conv: &DenseConv1x1, strip: Strip<'_>, units: Range<usize>, c
         let (weights, bias) = conv.panel(p);
         for r in 0..PANEL.min(conv.rows - p * PANEL) {
             sums.fill(bias[r]);
-            for (w, x) in weights.chunks_exact(PANEL).zip(strip.data.chunks_exact(WIDTH)) {
+            for (w, x) in weights.chunks_exact(PANEL).zip(strip.data.chunks(strip.stride)) {
                 sums.iter_mut().zip(x).for_each(|(s, x)| *s += w[r] * x);
             }
             // SAFETY: the caller's promise.
@@ -221,7 +233,7 @@ mod simd {
                             }
                         }
                         weight = weight.add(PANEL);
-                        x = x.add(WIDTH);
+                        x = x.wrapping_add(job.strip.stride);
                     }
                     for r in 0..R {
                         if pass * R + r >= height {

@@ -37,7 +37,7 @@ unsafe fn groups<L: Lanes, const B: usize, const R: usize, const G: usize, const
     // arrays hold `starts[g + 1]` steps of `G` channels and `G B` weights; `Out::row` checks what is written.
     unsafe {
         let (low, high) = (L::splat(&job.clamp.low()), L::splat(&job.clamp.high()));
-        let (strip, width) = (job.strip.data.as_ptr().add(job.at), job.strip.width);
+        let (strip, stride) = (job.strip.data.as_ptr().add(job.at), job.strip.stride);
         for (k, g) in job.groups.clone().enumerate() {
             job.strip.next.fetch(k, job.groups.len());
             let begin = *s.starts.get_unchecked(g);
@@ -54,7 +54,7 @@ unsafe fn groups<L: Lanes, const B: usize, const R: usize, const G: usize, const
                 }
                 for _ in 0..steps {
                     for i in 0..G {
-                        let x = strip.add(*channel.add(i) as usize * width);
+                        let x = strip.add(*channel.add(i) as usize * stride);
                         let mut pixel = [L::zero(); V];
                         for v in 0..V {
                             pixel[v] = L::load(x.add(v * L::N));
@@ -147,8 +147,8 @@ pub(super) unsafe fn run(
     clamp: Clamp,
     out: &Out,
 ) {
-    segment.check(&range, strip.data.len(), strip.width);
-    assert!(strip.width.is_multiple_of(16) && (1..=strip.width).contains(&strip.pixels));
+    segment.check(&range);
+    strip.check(segment.strip_rows());
     let (lanes, instances) = match isa {
         Isa::Avx512 => (16, instances_avx512(segment.block, segment.interleave)),
         _ => (8, instances_avx2(segment.block, segment.interleave)),
@@ -160,8 +160,8 @@ pub(super) unsafe fn run(
         let (begin, end) = (registers * run / runs, registers * (run + 1) / runs);
         let (at, last) = (begin * lanes, lanes.min(strip.pixels - (end - 1) * lanes));
         let job = Job { segment, groups: range.clone(), strip, at, last, clamp, out };
-        // SAFETY: `isa` is available; the segment was checked above; `registers * lanes` is at most the width, a multiple
-        // of 16, so the run stays inside the rows of the strip; the instance is that of the segment.
+        // SAFETY: `isa` is available; the segment was checked above; `registers * lanes` is at most the number of pixels
+        // rounded up to 16, which the strip was checked to hold; the instance is that of the segment.
         unsafe { instances[end - begin - 1](&job) };
     }
 }

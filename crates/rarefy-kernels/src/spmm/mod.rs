@@ -49,6 +49,7 @@ pub struct Spmm {
     nnz: usize,
     block: usize,
     width: usize,
+    in_place: bool,
     segments: Vec<Segment>,
 }
 
@@ -72,7 +73,15 @@ impl Spmm {
         }
         let segments = Segment::all(weight, width, |block| interleave(block, width))?;
         let (rows, cols, nnz) = (weight.rows(), weight.cols(), weight.nnz());
-        Ok(Self { rows, cols, nnz, block: weight.block(), width, segments })
+        Ok(Self { rows, cols, nnz, block: weight.block(), width, in_place: false, segments })
+    }
+
+    /// Reads images without packing strips where their rows allow it (blocks of 4 and more, no rows left over). To be asked for when the images lie on huge
+    /// pages, as in one [`crate::AlignedBuf`] of 2 MiB or more: there it saves up to a fifth of the time, on small pages it
+    /// costs up to half more. Results are the same.
+    pub fn reading_in_place(mut self) -> Self {
+        self.in_place = true;
+        self
     }
 
     /// Output channels.
@@ -206,6 +215,10 @@ impl StripKernel for Spmm {
     }
     fn width(&self) -> usize {
         self.width
+    }
+    fn reads_in_place(&self) -> bool {
+        // Single rows read a pixel once and gain from a strip in L1; blocks hide L2, and then the copy is what costs.
+        self.in_place && self.block >= 4 && !self.segments.iter().any(Segment::is_padded)
     }
     fn units(&self) -> usize {
         self.segments.iter().map(Segment::groups).sum()

@@ -35,6 +35,7 @@ pub(super) struct Segment {
     pub(super) values: AlignedBuf<f32>,
     /// Input channels: no entry of `channels` exceeds it.
     depth: usize,
+    padded: bool,
 }
 
 impl Segment {
@@ -99,8 +100,9 @@ impl Segment {
                 }
             }
         }
+        let padded = channels.as_slice().contains(&(depth as u32));
         assert!(channels.as_slice().iter().all(|c| *c as usize <= depth), "channels lie in the matrix");
-        Self { block, interleave, starts, rows, bias, channels, values, depth }
+        Self { block, interleave, starts, rows, bias, channels, values, depth, padded }
     }
 
     /// Number of groups.
@@ -121,12 +123,20 @@ impl Segment {
             + 8 * self.starts.len()
     }
 
-    /// Panics unless the arrays fit each other, `groups` and a strip of `strip` elements in rows of `width`: what the unsafe
-    /// loops rely on. The channels were compared with the depth when they were made, and cannot have changed.
-    pub(super) fn check(&self, groups: &Range<usize>, strip: usize, width: usize) {
-        assert!(
-            groups.start <= groups.end && groups.end <= self.groups() && strip == (self.depth + 1) * width
-        );
+    /// Rows that a strip must have.
+    pub(super) fn strip_rows(&self) -> usize {
+        self.depth + usize::from(self.padded)
+    }
+
+    /// True when some step is padded and reads row `depth`.
+    pub(super) fn is_padded(&self) -> bool {
+        self.padded
+    }
+
+    /// Panics unless the arrays fit each other and `groups`: what the unsafe loops rely on, with a strip of [`Segment::strip_rows`].
+    /// The channels were compared with the depth when they were made, and cannot have changed.
+    pub(super) fn check(&self, groups: &Range<usize>) {
+        assert!(groups.start <= groups.end && groups.end <= self.groups());
         let steps = self.starts[groups.end];
         let (channels, values) = (self.channels.as_slice().len(), self.values.as_slice().len());
         assert!(steps * self.interleave <= channels && steps * self.interleave * self.block <= values);

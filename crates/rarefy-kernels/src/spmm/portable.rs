@@ -20,8 +20,8 @@ pub(super) unsafe fn run(segment: &Segment, range: Range<usize>, strip: Strip<'_
                 sums.fill(segment.bias[(g * interleave + i) * block + r]);
                 for step in segment.starts[g]..segment.starts[g + 1] {
                     let at = step * interleave + i;
-                    let x =
-                        &strip.data[segment.channels.as_slice()[at] as usize * strip.width..][..strip.pixels];
+                    let x = &strip.data[segment.channels.as_slice()[at] as usize * strip.stride..]
+                        [..strip.pixels];
                     let w = segment.values.as_slice()[at * block + r];
                     sums.iter_mut().zip(x).for_each(|(s, x)| *s += w * x);
                 }
