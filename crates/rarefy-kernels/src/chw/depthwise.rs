@@ -230,6 +230,7 @@ impl Depthwise {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "constant bounds unroll; iterators of registers need not")]
 mod simd {
     use std::arch::x86_64::{__m256, __m512};
 

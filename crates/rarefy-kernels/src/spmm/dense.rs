@@ -184,6 +184,7 @@ unsafe fn portable(conv: &DenseConv1x1, strip: Strip<'_>, units: Range<usize>, c
 }
 
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "constant bounds unroll; iterators of registers need not")]
 mod simd {
     use std::arch::x86_64::{__m256, __m512};
 

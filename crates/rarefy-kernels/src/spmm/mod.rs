@@ -25,6 +25,7 @@ mod channels;
 mod dense;
 pub(crate) mod drive;
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop, reason = "constant bounds unroll; iterators of registers need not")]
 mod micro;
 mod pack;
 mod portable;
