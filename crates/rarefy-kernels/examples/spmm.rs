@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use rarefy_kernels::spmm::{DenseConv1x1, Spmm};
-use rarefy_kernels::{AlignedBuf, Clamp, cpu_features, oracle, peak};
+use rarefy_kernels::spmm::{DenseConv1x1, Spmm, SpmmChannels};
+use rarefy_kernels::{AlignedBuf, Clamp, DenseF32, LinearKernel, cpu_features, oracle, peak};
 use rarefy_sparsity::formats::DeltaBlock;
 
 const SHAPES: [(usize, usize, usize); 3] = [(256, 256, 832), (512, 512, 256), (1024, 1024, 64)];
@@ -31,6 +31,10 @@ fn main() -> Result<(), Error> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(*threads).build()?;
             pool.install(|| table(shape, *threads, passes, args.get(2).copied().filter(|w| *w > 0)))?;
         }
+    }
+    for threads in &threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(*threads).build()?;
+        pool.install(|| few_pixels(*threads, passes))?;
     }
     Ok(())
 }
@@ -140,6 +144,53 @@ fn table(
             100.0 * rate(kept, best) / best_roof,
             best_base / best
         );
+    }
+    Ok(())
+}
+
+/// Channels in the registers against pixels in the registers, 90 % zeros in blocks of 16; with one pixel also against the dense GEMV.
+fn few_pixels(threads: usize, passes: usize) -> Result<(), Error> {
+    println!("\n{threads} thread(s), 90 % zeros, blocks of 16, medians in us");
+    println!("     shape  pixels  channels  strips  dense GEMV");
+    for (rows, cols) in [(1024, 1024), (4096, 4096)] {
+        let mut seed = 3;
+        let mut w: Vec<f32> = (0..rows * cols).map(|_| uniform(&mut seed) - 0.5).collect();
+        for block in w.chunks_mut(16 * cols) {
+            for c in 0..cols {
+                if uniform(&mut seed) < 0.9 {
+                    block.iter_mut().skip(c).step_by(cols).for_each(|v| *v = 0.0);
+                }
+            }
+        }
+        let packed = DeltaBlock::encode(&w, rows, cols, None, 16)?;
+        let (strips, dense) = (Spmm::new(&packed)?, DenseF32::new(&w, rows, cols)?);
+        for pixels in [1, 2, 4, 8, 12, 16, 32, 49] {
+            let channels = SpmmChannels::new(&packed, pixels)?;
+            let x: Vec<f32> = (0..cols * pixels).map(|_| uniform(&mut seed) - 0.5).collect();
+            let (mut a, mut b) = (vec![0.0; rows * pixels], vec![0.0; rows * pixels]);
+            let needed = channels.scratch_len(threads).max(strips.scratch_len(threads));
+            let mut scratch = vec![0.0; needed];
+            let (mut by_channels, mut by_strips, mut by_gemv) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..passes {
+                let start = Instant::now();
+                channels.forward(&x, Clamp::NONE, &mut a, &mut scratch)?;
+                by_channels.push(start.elapsed().as_secs_f64() * 1e6);
+                let start = Instant::now();
+                strips.forward(&x, pixels, Clamp::NONE, &mut b, &mut scratch)?;
+                by_strips.push(start.elapsed().as_secs_f64() * 1e6);
+                if a != b {
+                    return Err("channels and strips differ".into());
+                }
+                if pixels == 1 {
+                    let start = Instant::now();
+                    dense.forward(&x, 1, &mut b, &mut [])?;
+                    by_gemv.push(start.elapsed().as_secs_f64() * 1e6);
+                }
+            }
+            let gemv = if pixels == 1 { format!("{:>11.1}", median(by_gemv)) } else { String::new() };
+            let (c, s) = (median(by_channels), median(by_strips));
+            println!("{:>10} {pixels:>7} {c:>9.1} {s:>7.1} {gemv}", format!("{rows}x{cols}"));
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //!
 //! Batch-norm must be folded before. The layers of MobileNet v1 and v2 are there; what is missing is an error, never a slow path.
 
+mod awake;
 mod layer;
 mod plan;
 
@@ -199,7 +200,7 @@ impl Network {
         image: &[f32],
         y: &mut [f32],
         scratch: &mut [f32],
-        after: &mut dyn FnMut(usize),
+        after: &mut (dyn FnMut(usize) + Send),
     ) -> Result<(), KernelError> {
         let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
         let expected =
@@ -213,6 +214,18 @@ impl Network {
         if scratch.len() < self.scratch_len(1) {
             return Err(length("scratch", self.scratch_len(1), scratch.len()));
         }
+        awake::run(|| self.walk(isa, image, y, scratch, after))
+    }
+
+    /// All layers, with lengths that were checked.
+    fn walk(
+        &self,
+        isa: Isa,
+        image: &[f32],
+        y: &mut [f32],
+        scratch: &mut [f32],
+        after: &mut (dyn FnMut(usize) + Send),
+    ) -> Result<(), KernelError> {
         let skip = scratch.as_ptr().align_offset(64).min(plan::LINE);
         let (memory, scratch) = scratch[skip..].split_at_mut(self.activations);
         for (i, node) in self.nodes.iter().enumerate() {
