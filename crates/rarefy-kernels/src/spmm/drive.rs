@@ -169,22 +169,21 @@ pub(crate) fn forward<K: StripKernel, S: StripSource>(
     let out = Out { y: y.as_mut_ptr(), rows: kernel.d_out(), pixels };
     let strips = pixels.div_ceil(width);
     let units = kernel.units();
-    let work = |scratch: &mut [f32], strips: Range<usize>, units: Range<usize>| {
+    let work = |scratch: &mut [f32], part: Range<usize>, units: Range<usize>| {
         let skip = scratch.as_ptr().align_offset(64).min(SLACK);
         let data = &mut scratch[skip..][..(depth + 1) * width];
         data[depth * width..].fill(0.0);
-        let end = strips.end;
-        for s in strips {
-            let first = s * width;
-            let n = width.min(pixels - first);
+        for first in part.clone().step_by(width) {
+            let n = width.min(part.end - first);
             let direct = if kernel.reads_in_place() { source.in_place(first) } else { None };
             let (data, stride) = direct.unwrap_or_else(|| {
                 source.fill(isa, first, n, width, &mut data[..depth * width]);
                 (&*data, width)
             });
-            let next = if s + 1 < end { source.ahead(first + width, width) } else { Ahead::NONE };
+            let next = first + width;
+            let next = if next < part.end { source.ahead(next, width) } else { Ahead::NONE };
             let strip = Strip { data, stride, first, pixels: n, next };
-            // SAFETY: `isa` is available. The (strips, units) of two tasks are disjoint, see below.
+            // SAFETY: `isa` is available. The (pixels, units) of two tasks are disjoint, see below.
             unsafe { kernel.run(isa, strip, units.clone(), clamp, &out) };
         }
     };
@@ -194,16 +193,18 @@ pub(crate) fn forward<K: StripKernel, S: StripSource>(
         .min(products / MIN_PRODUCTS_PER_THREAD)
         .min(strips.saturating_mul(units));
     if tasks <= 1 {
-        work(scratch, 0..strips, 0..units);
+        work(scratch, 0..pixels, 0..units);
         return Ok(());
     }
-    // By strips every thread packs its own; where that leaves one idle for long, by units, and each packs all.
-    let by_units = strips % tasks != 0 && strips < 6 * tasks;
+    // By pixels every thread packs its own strips, cut at whole registers and not at whole strips, so that the shares are even.
+    // Where that leaves each less than two strips, by units: each packs all, but streams only its share of the weights.
+    let by_units = strips < 2 * tasks;
+    let bound = |task: usize| (pixels.div_ceil(16) * task / tasks * 16).min(pixels);
     scratch.par_chunks_mut(one).take(tasks).enumerate().with_max_len(1).for_each(|(task, scratch)| {
         if by_units {
-            work(scratch, 0..strips, split(kernel, task, tasks));
+            work(scratch, 0..pixels, split(kernel, task, tasks));
         } else {
-            work(scratch, strips * task / tasks..strips * (task + 1) / tasks, 0..units);
+            work(scratch, bound(task)..bound(task + 1), 0..units);
         }
     });
     Ok(())
