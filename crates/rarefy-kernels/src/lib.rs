@@ -9,6 +9,11 @@
 //! | [`DenseF32`], [`DenseBf16`] | any | 4, 2 |
 //! | [`PanelF32`], [`PanelBf16`] | unstructured zeros | `4 (1 − s) + 1/8`, `2 (1 − s) + 1/8` |
 //! | [`NmF32`], [`NmBf16`] | N of M | `4 N/M + 1/8`, `2 N/M + 1/8` |
+//! | [`spmm::Spmm`], [`spmm::SpmmChannels`] | blocks of B rows by one column | `4 (1 − s)(1 + 1/B)` |
+//!
+//! With many pixels or rows of activations multiply-adds are the bound ([`peak`]), and a sparse kernel gains by doing fewer at nearly
+//! the same rate: [`mod@spmm`] for 1×1 convolutions in channel-major layout, [`chw`] for the layers around them, [`cnn`] to run
+//! whole networks of these.
 //!
 //! # Same bits
 //! Every output is one chain of multiply-adds over ascending columns, starting at zero, whatever the kernel, the number of tokens
@@ -31,17 +36,25 @@
 pub mod bandwidth;
 pub mod bench;
 mod buffer;
+pub mod chw;
+mod clamp;
+pub mod cnn;
 mod dense;
 mod drive;
 mod error;
 mod isa;
 mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod micro;
 mod nm;
 pub mod oracle;
 mod panel;
+pub mod peak;
+pub mod spmm;
 
 pub use buffer::AlignedBuf;
+pub use clamp::Clamp;
 pub use dense::{Dense, DenseBf16, DenseF32};
 pub use error::KernelError;
 pub use isa::{CpuFeatures, Isa, cpu_features};

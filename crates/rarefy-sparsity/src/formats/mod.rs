@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`bitmask_panel::BitmaskPanel`] | unstructured zeros, 30–90 % | `e (1 − s) + 1/8` |
 //! | [`nm_packed::NmPacked`] | at most N non-zeros in M consecutive inputs | `e N/M + 1/8` |
+//! | [`delta_block::DeltaBlock`] | blocks of B output channels × 1, 1×1 convolutions | `4 (1 − s)(1 + 1/B)` |
 //! | [`csr::Csr`] | more than 90 % zeros; exchange with other packages | `(e + 4)(1 − s)` |
 //!
 //! All of them: `encode` from a dense row-major slice, `decode` back to it, `parts` (plain slices to
@@ -15,10 +16,12 @@
 
 pub mod bitmask_panel;
 pub mod csr;
+pub mod delta_block;
 pub mod nm_packed;
 
 pub use bitmask_panel::{BitmaskPanel, PanelParts};
 pub use csr::{Csr, CsrParts};
+pub use delta_block::{DeltaBlock, DeltaBlockParts};
 pub use nm_packed::{NmPacked, NmParts};
 
 use half::{bf16, f16};
