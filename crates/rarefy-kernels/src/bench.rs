@@ -46,6 +46,17 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Fraction of zeros of this kernel's weights, where unstructured ones have `unstructured`.
+    pub fn sparsity(self, unstructured: f64) -> f64 {
+        match self {
+            Kind::DenseF32 | Kind::DenseBf16 => 0.0,
+            Kind::PanelF32 | Kind::PanelBf16 => unstructured,
+            Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => 1.0 - n as f64 / m as f64,
+        }
+    }
+}
+
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

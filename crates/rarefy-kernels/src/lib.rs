@@ -40,6 +40,7 @@ mod micro;
 mod nm;
 pub mod oracle;
 mod panel;
+pub mod plan;
 
 pub use buffer::AlignedBuf;
 pub use dense::{Dense, DenseBf16, DenseF32};
