@@ -10,9 +10,7 @@ use std::borrow::Cow;
 
 use super::super::checksum::Checksum;
 use super::super::{check_len, check_version, malformed, product};
-use super::quantiser::{
-    QuantSettings, ScaleType, Scales, Scheme, check_finite, decode_code, get_code, push_code,
-};
+use super::quantiser::{QuantSettings, Scales, Scheme, check_finite, decode_code, get_code, push_code};
 use crate::SparsityError;
 
 /// Version of the layout written by [`GroupQuantised::parts`].
@@ -201,6 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::test_support::{bits, shorten, sparse};
+    use super::super::quantiser::ScaleType;
     use super::*;
 
     #[test]
