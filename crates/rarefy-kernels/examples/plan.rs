@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let passes = args.next().map_or(Ok(9), |a| a.parse())?;
     let memory_mb: usize = args.next().map_or(Ok(1200), |a| a.parse())?;
     let settings = CalibrationSettings {
-        kinds: Kind::STANDARD.to_vec(),
+        kinds: kinds(),
         threads,
         cpu: "this one".into(),
         memory_bytes: memory_mb << 20,
@@ -34,8 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for k in &machine.kernels {
         writeln!(
             out,
-            "{:12} {:.4} ns/unit + {:.4} ns/unit/row, rates {:.1?}, overlap {:.1}",
-            k.kernel, k.unit_ns, k.unit_row_ns, k.rates, k.overlap
+            "{:12} {:.0} ns + {:.3?} ns/unit, rates {:.1?}, overlap {:.1}",
+            k.kernel, k.call_ns, k.unit_ns, k.rates, k.overlap
         )?;
     }
     let mut errors = Vec::new();
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 sparsity,
                 passes,
                 min_bytes: memory_mb << 20,
-                kinds: Kind::STANDARD.to_vec(),
+                kinds: kinds(),
                 ..BenchSpec::default()
             };
             let report = bench::run(&spec, &mut |_| ())?;
@@ -77,4 +77,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         errors[errors.len() - 1] * 100.0
     )?;
     Ok(())
+}
+
+fn kinds() -> Vec<Kind> {
+    let mut kinds = Kind::STANDARD.to_vec();
+    kinds.extend([
+        Kind::Quantised { bits: 8, group: 128, exact: false },
+        Kind::Quantised { bits: 4, group: 32, exact: false },
+        Kind::GroupSparse { bits: 4, group: 16 },
+    ]);
+    kinds
 }

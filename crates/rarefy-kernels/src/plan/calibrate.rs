@@ -3,6 +3,7 @@
 use super::{Calibration, KernelCost, Residence, Work};
 use crate::KernelError;
 use crate::bench::{self, BenchReport, BenchSpec, Kind};
+use crate::drive::MAX_TOKENS;
 
 /// How a machine is measured.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +26,9 @@ pub struct CalibrationSettings {
 const SMALL: (usize, usize) = (256, 512);
 /// Shape of the weights in memory.
 const LARGE: (usize, usize) = (2048, 4096);
-/// Rows of `x` at which kernels are measured; the most that one pass over the weights takes lies between them and 2 x them.
+/// Rows of `x` at which kernels are measured in the cache; the last is the most that one pass over the weights takes.
+const CACHE_ROWS: [usize; 5] = [1, 2, 4, 8, MAX_TOKENS];
+/// Rows of `x` at which kernels are measured in memory: the first gives the rate, the second the overlap.
 const ROWS: (usize, usize) = (1, 8);
 /// Sparsities at which the rate from memory is measured.
 const SPARSITIES: [f64; 2] = [0.5, 0.9];
@@ -43,40 +46,14 @@ impl Calibration {
         settings: &CalibrationSettings,
         on_step: &mut dyn FnMut(&str),
     ) -> Result<Self, KernelError> {
-        let small = |threads: usize, (rows, cols): (usize, usize), n: usize| {
-            bench::run(
-                &BenchSpec {
-                    rows,
-                    cols,
-                    n,
-                    threads,
-                    sparsity: SPARSITIES[0],
-                    passes: SMALL_PASSES,
-                    min_bytes: 1,
-                    max_bytes: settings.max_bytes,
-                    kinds: settings.kinds.clone(),
-                    seed: 0,
-                },
-                &mut |_| (),
-            )
-        };
-        // Wide enough that all threads take part.
-        let wide = (SMALL.0 * settings.threads.next_power_of_two() * 2, SMALL.1);
         on_step("kernels with their weights in the cache");
-        let single =
-            InCache { shape: SMALL, one: small(1, SMALL, ROWS.0)?, several: small(1, SMALL, ROWS.1)? };
-        let single = single.fit();
-        let in_cache = if settings.threads == 1 {
-            single.clone()
-        } else {
-            let threads = settings.threads;
-            InCache {
-                shape: wide,
-                one: small(threads, wide, ROWS.0)?,
-                several: small(threads, wide, ROWS.1)?,
-            }
-            .fit()
+        let in_cache = |threads: usize| -> Result<Vec<KernelCost>, KernelError> {
+            // Wide enough that all threads take part, and small enough for their caches.
+            let rows = SMALL.0 * 2 * threads.next_power_of_two();
+            settings.kinds.iter().map(|kind| in_cache(*kind, rows, threads, settings.max_bytes)).collect()
         };
+        let single = in_cache(1)?;
+        let several = if settings.threads == 1 { single.clone() } else { in_cache(settings.threads)? };
         let mut reports = Vec::new();
         for sparsity in SPARSITIES {
             for n in [ROWS.0, ROWS.1] {
@@ -105,45 +82,38 @@ impl Calibration {
             cpu: settings.cpu.clone(),
             threads: settings.threads,
             read_gb_per_s: crate::bandwidth::median(&mut roofs),
-            kernels: in_cache.into_iter().map(|cost| with_memory(cost, &reports)).collect(),
+            kernels: several.into_iter().map(|cost| with_memory(cost, &reports)).collect(),
             single,
         })
     }
 }
 
-/// Two measurements of one shape in the cache.
-struct InCache {
-    shape: (usize, usize),
-    one: BenchReport,
-    several: BenchReport,
-}
-
-impl InCache {
-    /// Costs of computing: the call itself is taken as free, since a call of no work returns at once; what waking
-    /// threads costs is part of a unit, which is right for calls of this size and too much for larger ones by little.
-    fn fit(&self) -> Vec<KernelCost> {
-        let fit = |(one, several): (&bench::BenchRow, &bench::BenchRow)| {
-            let units = one.kind.units(self.shape.0, self.shape.1, SPARSITIES[0]);
-            let (t1, t8) = (one.ms_min.max(0.9 * one.ms) * 1e6, several.ms_min.max(0.9 * several.ms) * 1e6);
-            let (unit_ns, unit_row_ns) = line((t1 / units, ROWS.0), (t8 / units, ROWS.1));
-            KernelCost {
-                kernel: one.kind.to_string(),
-                call_ns: 0.0,
-                unit_ns,
-                unit_row_ns,
-                rates: Vec::new(),
-                overlap: 1.0,
-            }
+/// The cost of computing of one kernel, measured alone with its weights in the cache: of the call from the times of a weight and of one
+/// of half its rows, the rest is work.
+fn in_cache(kind: Kind, rows: usize, threads: usize, max_bytes: usize) -> Result<KernelCost, KernelError> {
+    let ns = |rows: usize, n: usize| {
+        let spec = BenchSpec {
+            rows,
+            cols: SMALL.1,
+            n,
+            threads,
+            sparsity: SPARSITIES[0],
+            passes: SMALL_PASSES,
+            min_bytes: 1,
+            max_bytes,
+            kinds: vec![kind],
+            seed: 0,
         };
-        self.one.rows.iter().zip(&self.several.rows).map(fit).collect()
+        Ok::<f64, KernelError>(bench::best_in_cache(&spec)? * 1e6)
+    };
+    let whole = ns(rows, 1)?;
+    let call_ns = (2.0 * ns(rows / 2, 1)? - whole).clamp(0.0, 0.5 * whole);
+    let units = kind.units(rows, SMALL.1, SPARSITIES[0]);
+    let mut unit_ns = Vec::new();
+    for n in CACHE_ROWS {
+        unit_ns.push((n, (ns(rows, n)? - call_ns).max(0.0) / units));
     }
-}
-
-/// Intercept and slope through two points `(y, x)`; a line that falls or starts below zero goes through zero or is flat.
-fn line((y0, x0): (f64, usize), (y1, x1): (f64, usize)) -> (f64, f64) {
-    let slope = ((y1 - y0) / (x1 - x0) as f64).max(0.0);
-    let intercept = y0 - slope * x0 as f64;
-    if intercept >= 0.0 { (intercept, slope) } else { (0.0, y1 / x1 as f64) }
+    Ok(KernelCost { kernel: kind.to_string(), call_ns, unit_ns, rates: Vec::new(), overlap: 1.0 })
 }
 
 /// Rates and overlap from the measurements beyond the cache: for each exponent the rates follow from one row of `x`, and the
@@ -173,7 +143,7 @@ fn with_memory(cost: KernelCost, reports: &[BenchReport]) -> KernelCost {
             .filter(|p| p.0.n == ROWS.0)
             .map(|p| {
                 let (units, bytes) = size(p);
-                (p.0.sparsity, bytes / unmeet(p.2, cost.compute_ns(units, p.0.n), overlap))
+                (p.0.sparsity, bytes / unmeet(p.2 - cost.call_ns, cost.compute_ns(units, p.0.n), overlap))
             })
             .collect();
         KernelCost { rates, overlap, ..cost.clone() }
@@ -218,23 +188,13 @@ mod tests {
         assert!((unmeet(10.0, 12.0, 2.0) - 0.5).abs() < 1e-12);
     }
 
-    #[test]
-    fn lines_through_two_points() {
-        let (a, b) = line((3.0, 1), (10.0, 8));
-        assert!((a - 2.0).abs() < 1e-12 && (b - 1.0).abs() < 1e-12);
-        assert_eq!(line((3.0, 1), (2.0, 8)), (3.0, 0.0));
-        let (a, b) = line((1.0, 1), (16.0, 8));
-        assert!(a.abs() < 1e-12 && (b - 2.0).abs() < 1e-12);
-    }
-
     /// A machine that follows the model exactly is recovered exactly, and predicted exactly elsewhere.
     #[test]
     fn a_machine_that_is_the_model_is_recovered() {
         let truth = KernelCost {
             kernel: Kind::PanelF32.to_string(),
             call_ns: 0.0,
-            unit_ns: 0.02,
-            unit_row_ns: 0.01,
+            unit_ns: vec![(1, 0.03), (12, 0.14)],
             rates: vec![(0.5, 20.0), (0.9, 12.0)],
             overlap: 2.5,
         };
@@ -254,6 +214,7 @@ mod tests {
                 ms_max: ms,
                 gb_per_s: 1.0,
                 speedup: 1.0,
+                times: vec![ms],
             };
             BenchReport { spec, isa: crate::Isa::Portable, copies: 2, read_gb_per_s: 20.0, rows: vec![row] }
         };
