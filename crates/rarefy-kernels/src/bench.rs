@@ -11,6 +11,8 @@ use std::time::Instant;
 use half::bf16;
 use rarefy_sparsity::formats::{BitmaskPanel, NmPacked};
 
+mod quantised;
+
 use crate::bandwidth::{ReadProbe, median};
 use crate::{Dense, Isa, KernelError, LinearKernel, Nm, Panel, Value, drive};
 
@@ -22,8 +24,25 @@ pub enum Kind {
     DenseBf16,
     PanelF32,
     PanelBf16,
-    NmF32 { n: usize, m: usize },
-    NmBf16 { n: usize, m: usize },
+    NmF32 {
+        n: usize,
+        m: usize,
+    },
+    NmBf16 {
+        n: usize,
+        m: usize,
+    },
+    /// Dense codes of 4 or 8 bits with f16 scales per group of columns; activations exact or of 8 bits.
+    Quantised {
+        bits: u32,
+        group: usize,
+        exact: bool,
+    },
+    /// Kept groups of a row as codes of 4 or 8 bits; the sparsity is that of whole groups.
+    GroupSparse {
+        bits: u32,
+        group: usize,
+    },
 }
 
 impl Kind {
@@ -41,7 +60,18 @@ impl Kind {
     pub fn dense(self) -> Kind {
         match self {
             Kind::DenseF32 | Kind::PanelF32 | Kind::NmF32 { .. } => Kind::DenseF32,
+            // Four and eight bits are compared with f32; compare among them by [`BenchRow::times`].
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } => Kind::DenseF32,
             Kind::DenseBf16 | Kind::PanelBf16 | Kind::NmBf16 { .. } => Kind::DenseBf16,
+        }
+    }
+
+    /// Fraction of zeros of this kernel's weights, where unstructured ones have `unstructured`.
+    pub fn sparsity(self, unstructured: f64) -> f64 {
+        match self {
+            Kind::DenseF32 | Kind::DenseBf16 | Kind::Quantised { .. } => 0.0,
+            Kind::PanelF32 | Kind::PanelBf16 | Kind::GroupSparse { .. } => unstructured,
+            Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => 1.0 - n as f64 / m as f64,
         }
     }
 }
@@ -55,6 +85,10 @@ impl std::fmt::Display for Kind {
             Kind::PanelBf16 => f.pad("panel bf16"),
             Kind::NmF32 { n, m } => f.pad(&format!("{n}:{m} f32")),
             Kind::NmBf16 { n, m } => f.pad(&format!("{n}:{m} bf16")),
+            Kind::Quantised { bits, group, exact } => {
+                f.pad(&format!("int{bits} g{group}{}", if *exact { " exact" } else { "" }))
+            }
+            Kind::GroupSparse { bits, group } => f.pad(&format!("W{bits} 1x{group}")),
         }
     }
 }
@@ -120,6 +154,8 @@ pub struct BenchRow {
     pub gb_per_s: f64,
     /// Median over the passes of dense time (same type, same pass) over this kernel's time.
     pub speedup: f64,
+    /// Milliseconds of each pass, in order: pass `i` of one kernel ran beside pass `i` of the others.
+    pub times: Vec<f64>,
 }
 
 /// All results of one [`BenchSpec`].
@@ -156,7 +192,7 @@ pub fn run(spec: &BenchSpec, on_step: &mut dyn FnMut(&str)) -> Result<BenchRepor
     let x = noise(spec.seed ^ 0x5eed, spec.n * spec.cols);
     let pool = drive::pool(spec.threads)?;
     let make = Weights::new(spec);
-    let mut kernels: Vec<Vec<Box<dyn LinearKernel>>> = Vec::new();
+    let mut kernels: Vec<Vec<Box<dyn Runs>>> = Vec::new();
     for kind in &kinds {
         kernels.push(vec![pool.install(|| make.checked(*kind, &x, spec.n))?]);
     }
@@ -165,7 +201,7 @@ pub fn run(spec: &BenchSpec, on_step: &mut dyn FnMut(&str)) -> Result<BenchRepor
     for (kind, list) in kinds.iter().zip(&mut kernels) {
         on_step(&format!("copying {kind}: {copies} x {:.1} MB", list[0].bytes() as f64 / 1e6));
         while list.len() < copies {
-            list.push(make.kernel(*kind)?);
+            list.push(list[0].another());
         }
     }
     drop(make);
@@ -211,6 +247,7 @@ pub fn run(spec: &BenchSpec, on_step: &mut dyn FnMut(&str)) -> Result<BenchRepor
             ms_max: sorted[sorted.len() - 1],
             gb_per_s: bytes as f64 / ms / 1e6,
             speedup: median(&mut ratios),
+            times: times[i].clone(),
         });
     }
     Ok(BenchReport {
@@ -219,6 +256,24 @@ pub fn run(spec: &BenchSpec, on_step: &mut dyn FnMut(&str)) -> Result<BenchRepor
         copies,
         read_gb_per_s: median(&mut reads),
         rows,
+    })
+}
+
+/// Milliseconds of the fastest call of the first kernel of `spec`, alone on one weight that stays in the cache if it fits.
+pub(crate) fn best_in_cache(spec: &BenchSpec) -> Result<f64, KernelError> {
+    check(spec)?;
+    let pool = drive::pool(spec.threads)?;
+    let kernel = Weights::new(spec).kernel(spec.kinds[0])?;
+    let x = noise(spec.seed ^ 0x5eed, spec.n * spec.cols);
+    let (mut y, mut scratch) = (vec![0.0; spec.n * spec.rows], vec![0.0; kernel.scratch_len(spec.n)]);
+    pool.install(|| {
+        let mut best = f64::INFINITY;
+        for _ in 0..spec.passes {
+            let start = Instant::now();
+            kernel.forward(&x, spec.n, &mut y, &mut scratch)?;
+            best = best.min(start.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(best)
     })
 }
 
@@ -260,6 +315,17 @@ impl BenchSpec {
     }
 }
 
+/// A kernel that can be copied, to meet other memory at every call.
+trait Runs: LinearKernel {
+    fn another(&self) -> Box<dyn Runs>;
+}
+
+impl<K: LinearKernel + Clone + 'static> Runs for K {
+    fn another(&self) -> Box<dyn Runs> {
+        Box::new(self.clone())
+    }
+}
+
 /// The dense weights every kernel is packed from.
 struct Weights<'a> {
     spec: &'a BenchSpec,
@@ -298,7 +364,7 @@ impl<'a> Weights<'a> {
         out
     }
 
-    fn kernel(&self, kind: Kind) -> Result<Box<dyn LinearKernel>, KernelError> {
+    fn kernel(&self, kind: Kind) -> Result<Box<dyn Runs>, KernelError> {
         match kind {
             Kind::DenseF32 | Kind::PanelF32 | Kind::NmF32 { .. } => {
                 self.typed::<f32>(kind, &self.masked(kind))
@@ -306,10 +372,11 @@ impl<'a> Weights<'a> {
             Kind::DenseBf16 | Kind::PanelBf16 | Kind::NmBf16 { .. } => {
                 self.typed::<bf16>(kind, &self.masked(kind))
             }
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } => Ok(quantised::make(self, kind)?.0),
         }
     }
 
-    fn typed<T: From32>(&self, kind: Kind, w: &[T]) -> Result<Box<dyn LinearKernel>, KernelError> {
+    fn typed<T: From32>(&self, kind: Kind, w: &[T]) -> Result<Box<dyn Runs>, KernelError> {
         let (rows, cols) = (self.spec.rows, self.spec.cols);
         Ok(match kind {
             Kind::DenseF32 | Kind::DenseBf16 => Box::new(Dense::new(w, rows, cols)?),
@@ -317,11 +384,15 @@ impl<'a> Weights<'a> {
             Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => {
                 Box::new(Nm::new(NmPacked::encode(w, rows, cols, n, m)?)?)
             }
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } => quantised::make(self, kind)?.0,
         })
     }
 
     /// The kernel, after its result was found equal to the dense kernel's on the same weights.
-    fn checked(&self, kind: Kind, x: &[f32], n: usize) -> Result<Box<dyn LinearKernel>, KernelError> {
+    fn checked(&self, kind: Kind, x: &[f32], n: usize) -> Result<Box<dyn Runs>, KernelError> {
+        if matches!(kind, Kind::Quantised { .. } | Kind::GroupSparse { .. }) {
+            return quantised::checked(self, kind, x, n);
+        }
         let dense = match kind.dense() {
             Kind::DenseBf16 => self.typed::<bf16>(Kind::DenseBf16, &self.masked(kind))?,
             _ => self.typed::<f32>(Kind::DenseF32, &self.masked(kind))?,

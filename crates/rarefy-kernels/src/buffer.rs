@@ -33,6 +33,12 @@ unsafe impl<T: Pod + Send> Send for AlignedBuf<T> {}
 // SAFETY: as above; a shared reference only allows reads.
 unsafe impl<T: Pod + Sync> Sync for AlignedBuf<T> {}
 
+impl<T: Pod> Clone for AlignedBuf<T> {
+    fn clone(&self) -> Self {
+        Self::from_slice(self.as_slice())
+    }
+}
+
 impl<T: Pod> AlignedBuf<T> {
     /// `len` zeros. Panics when the size overflows, aborts when memory is exhausted, like `vec![0; len]`.
     pub fn zeroed(len: usize) -> Self {
@@ -82,7 +88,7 @@ impl<T: Pod> AlignedBuf<T> {
 }
 
 /// Masks or selectors and the values they belong to, in one buffer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Streams<T> {
     words: AlignedBuf<u32>,
     heads: usize,

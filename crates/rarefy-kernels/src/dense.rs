@@ -16,7 +16,7 @@ pub type DenseBf16 = Dense<half::bf16>;
 /// core that reads 14 GB/s is fed 3.5 G (7 G) weights/s and could multiply 83 G at 2.6 GHz: one token is bound by memory by an order of
 /// magnitude, eight tokens of bf16 by a factor below two. Measured there: 97–102 % (f32) and 87–93 % (bf16) of the read
 /// bandwidth for one token, 84 % and 77 % for eight.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Dense<T: Value> {
     rows: usize,
     cols: usize,

@@ -14,7 +14,7 @@ pub(crate) const PANEL: usize = rarefy_sparsity::formats::bitmask_panel::PANEL_R
 pub(crate) const MAX_TOKENS: usize = 12;
 const MAX_TOKENS_AVX2: usize = 3;
 /// Products of one weight and one activation below which a thread is not worth waking (about 10 µs of work).
-const MIN_PRODUCTS_PER_THREAD: usize = 1 << 17;
+pub(crate) const MIN_PRODUCTS_PER_THREAD: usize = 1 << 17;
 
 /// A pool of `threads` threads.
 pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool, KernelError> {

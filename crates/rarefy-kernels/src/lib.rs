@@ -42,23 +42,29 @@ pub mod cnn;
 mod dense;
 mod drive;
 mod error;
+mod group_sparse;
 mod isa;
 mod kernel;
-#[cfg(target_arch = "x86_64")]
-mod lanes;
 mod micro;
 mod nm;
 pub mod oracle;
 mod panel;
 pub mod peak;
+pub mod plan;
+mod quantised;
+#[cfg(target_arch = "x86_64")]
+mod registers;
+mod rows;
 pub mod spmm;
 
 pub use buffer::AlignedBuf;
 pub use clamp::Clamp;
 pub use dense::{Dense, DenseBf16, DenseF32};
 pub use error::KernelError;
+pub use group_sparse::{Balance, SparseGroups};
 pub use isa::{CpuFeatures, Isa, cpu_features};
 pub use kernel::LinearKernel;
 pub use micro::Value;
 pub use nm::{Nm, NmBf16, NmF32};
 pub use panel::{Panel, PanelBf16, PanelF32};
+pub use quantised::{Activations, Quantised};

@@ -23,21 +23,21 @@ pub type NmBf16 = Nm<half::bf16>;
 ///
 /// Roofline of 2:4, per weight: 2.125 (f32) or 1.125 (bf16) bytes and half a product per token; per 16 values one
 /// shift, and per token one shuffle and one multiply-add.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Nm<T: Value> {
     n: usize,
     m: usize,
     body: Body<T>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Body<T: Value> {
     TwoFour(TwoFour<T>),
     Bitmask(Panel<T>),
 }
 
 /// 2:4 by slots.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct TwoFour<T: Value> {
     rows: usize,
     cols: usize,

@@ -69,7 +69,7 @@ unsafe fn avx2() -> usize {
 /// The instruction set of `L`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn simd<L: crate::lanes::Lanes>() -> usize {
+unsafe fn simd<L: crate::registers::Register>() -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         // The fixed point of the chain: no denormals, no overflow.

@@ -186,11 +186,7 @@ fn large_matrix(seed: u64, on_step: &mut dyn FnMut(&str)) -> Result<(KernelSecti
             }
             let name = found.kind.to_string();
             let (kernel, dtype) = name.rsplit_once(' ').unwrap_or((&name, ""));
-            let sparsity = match found.kind {
-                Kind::DenseF32 | Kind::DenseBf16 => 0.0,
-                Kind::PanelF32 | Kind::PanelBf16 => sparsity,
-                Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => 1.0 - n as f64 / m as f64,
-            };
+            let sparsity = found.kind.sparsity(sparsity);
             kernels.push(KernelRow {
                 kernel: kernel.into(),
                 dtype: dtype.into(),

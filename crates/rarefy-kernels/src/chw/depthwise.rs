@@ -235,7 +235,7 @@ mod simd {
     use std::arch::x86_64::{__m256, __m512};
 
     use super::*;
-    use crate::lanes::Lanes;
+    use crate::registers::Register;
 
     /// One channel's padded plane and output.
     struct Job<'a> {
@@ -279,7 +279,7 @@ mod simd {
     /// # Safety
     /// The instruction set of `L`.
     #[inline(always)]
-    unsafe fn all<L: Lanes>(
+    unsafe fn all<L: Register>(
         conv: &Depthwise,
         channels: Range<usize>,
         x: &[f32],
@@ -308,7 +308,7 @@ mod simd {
     /// # Safety
     /// The instruction set of `L`; `K` and `S` are those of the geometry.
     #[inline(always)]
-    unsafe fn rows<L: Lanes, const K: usize, const S: usize>(job: &Job<'_>, out: &mut [f32]) {
+    unsafe fn rows<L: Register, const K: usize, const S: usize>(job: &Job<'_>, out: &mut [f32]) {
         let height = job.conv.geometry.out_height();
         let mut row = 0;
         // SAFETY (all): the caller's promise, and `row + R <= height`.
@@ -327,7 +327,7 @@ mod simd {
     /// # Safety
     /// The instruction set of `L`; `K` and `S` are those of the geometry; `row + R` is at most the output's height.
     #[inline(always)]
-    unsafe fn band<L: Lanes, const K: usize, const S: usize, const R: usize>(
+    unsafe fn band<L: Register, const K: usize, const S: usize, const R: usize>(
         job: &Job<'_>,
         row: usize,
         out: &mut [f32],

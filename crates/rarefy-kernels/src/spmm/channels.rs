@@ -142,7 +142,7 @@ mod simd {
 
     use super::super::pack::ABSENT;
     use super::*;
-    use crate::lanes::Lanes;
+    use crate::registers::Register;
 
     struct Job<'a> {
         segment: &'a Segment,
@@ -159,7 +159,7 @@ mod simd {
     /// # Safety
     /// The instruction set of `L`; the job passed `Segment::check`; `at + P` is at most the width; `G` and `B` are those of the segment.
     #[inline(always)]
-    unsafe fn groups<L: Lanes, const B: usize, const G: usize, const P: usize>(job: &Job<'_>) {
+    unsafe fn groups<L: Register, const B: usize, const G: usize, const P: usize>(job: &Job<'_>) {
         let s = job.segment;
         // SAFETY: every channel is a row of the strip, and `P` pixels from `at` on lie in a row; the arrays hold `starts[g + 1]`
         // steps of `G` channels and `G B` weights; `Out::row` checks what is written.

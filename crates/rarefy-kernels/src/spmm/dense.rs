@@ -189,7 +189,7 @@ mod simd {
     use std::arch::x86_64::{__m256, __m512};
 
     use super::*;
-    use crate::lanes::Lanes;
+    use crate::registers::Register;
 
     struct Job<'a> {
         conv: &'a DenseConv1x1,
@@ -206,7 +206,7 @@ mod simd {
     /// # Safety
     /// The instruction set of `L`; the strip is `[cols + 1][WIDTH]` and `at + V N <= WIDTH`.
     #[inline(always)]
-    unsafe fn panels<L: Lanes, const R: usize, const V: usize>(job: &Job<'_>) {
+    unsafe fn panels<L: Register, const R: usize, const V: usize>(job: &Job<'_>) {
         let pixels = (V - 1) * L::N + job.last;
         // SAFETY: the caller's promise; a panel has `cols * PANEL` weights; `Out::row` checks what is written.
         unsafe {

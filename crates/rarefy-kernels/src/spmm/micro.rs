@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::drive::{Out, Strip};
 use super::pack::{ABSENT, Segment};
-use crate::lanes::Lanes;
+use crate::registers::Register;
 use crate::{Clamp, Isa};
 
 /// What a call of an instance works on.
@@ -30,7 +30,7 @@ struct Job<'a> {
 /// # Safety
 /// The instruction set of `L`; the job passed `Segment::check`, with `at + V N` at most the width of the strip and `(B, G)` those of the segment.
 #[inline(always)]
-unsafe fn groups<L: Lanes, const B: usize, const R: usize, const G: usize, const V: usize>(job: &Job<'_>) {
+unsafe fn groups<L: Register, const B: usize, const R: usize, const G: usize, const V: usize>(job: &Job<'_>) {
     let s = job.segment;
     let pixels = (V - 1) * L::N + job.last;
     // SAFETY: the caller's promise: every channel is a row of the strip, and `V` registers from `at` on lie in a row; the

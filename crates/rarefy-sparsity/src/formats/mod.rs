@@ -6,6 +6,8 @@
 //! | [`nm_packed::NmPacked`] | at most N non-zeros in M consecutive inputs | `e N/M + 1/8` |
 //! | [`delta_block::DeltaBlock`] | blocks of B output channels × 1, 1×1 convolutions | `4 (1 − s)(1 + 1/B)` |
 //! | [`csr::Csr`] | more than 90 % zeros; exchange with other packages | `(e + 4)(1 − s)` |
+//! | [`quantised::GroupQuantised`] | dense codes of `b` bits, a scale per group of G | `b/8 + 2/G` |
+//! | [`quantised::GroupSparse`] | whole groups of G zeros, `b`-bit codes | `(1 − s)(b/8 + (2 + b/8)/G) + 1/(8 G)` |
 //!
 //! All of them: `encode` from a dense row-major slice, `decode` back to it, `parts` (plain slices to
 //! store) and `from_parts`, which trusts nothing: it checks the version, every length by checked
@@ -15,14 +17,17 @@
 //! `-0.0` counts as zero and decodes as `+0.0`; NaN and infinities count as non-zero and survive.
 
 pub mod bitmask_panel;
+mod checksum;
 pub mod csr;
 pub mod delta_block;
 pub mod nm_packed;
+pub mod quantised;
 
 pub use bitmask_panel::{BitmaskPanel, PanelParts};
 pub use csr::{Csr, CsrParts};
 pub use delta_block::{DeltaBlock, DeltaBlockParts};
 pub use nm_packed::{NmPacked, NmParts};
+pub use quantised::{GroupQuantised, GroupSparse, QuantSettings, ScaleType, Scheme};
 
 use half::{bf16, f16};
 

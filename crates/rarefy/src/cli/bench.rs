@@ -149,11 +149,7 @@ fn kernels(args: &BenchArgs, (rows, cols): (usize, usize), context: &Context) ->
 
 /// The sparsity of the weights of one kernel.
 fn zeros(report: &BenchReport, kind: Kind) -> f64 {
-    match kind {
-        Kind::DenseF32 | Kind::DenseBf16 => 0.0,
-        Kind::PanelF32 | Kind::PanelBf16 => report.spec.sparsity,
-        Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => 1.0 - n as f64 / m as f64,
-    }
+    kind.sparsity(report.spec.sparsity)
 }
 
 fn rows_json(report: &BenchReport) -> Vec<serde_json::Value> {

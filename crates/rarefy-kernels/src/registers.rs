@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 /// `N` lanes of f32.
-pub(crate) trait Lanes: Copy {
+pub(crate) trait Register: Copy {
     const N: usize;
     /// All lanes zero.
     ///
@@ -31,18 +31,18 @@ pub(crate) trait Lanes: Copy {
     /// `self * b + c`, rounded once.
     ///
     /// # Safety
-    /// See [`Lanes::zero`].
+    /// See [`Register::zero`].
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// `min(max(self, low), high)`; a NaN in `self` stays.
     ///
     /// # Safety
-    /// See [`Lanes::zero`].
+    /// See [`Register::zero`].
     unsafe fn clamp(self, low: Self, high: Self) -> Self;
 }
 
 // SAFETY (both implementations): each block holds intrinsics of the instruction set that the caller promises, on memory
 // that the caller promises; masked operations touch no lane outside the mask.
-impl Lanes for __m512 {
+impl Register for __m512 {
     const N: usize = 16;
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -71,7 +71,7 @@ impl Lanes for __m512 {
     }
 }
 
-impl Lanes for __m256 {
+impl Register for __m256 {
     const N: usize = 8;
     #[inline(always)]
     unsafe fn zero() -> Self {

@@ -1,0 +1,357 @@
+//! The cost model: what is stored of a machine, and the predictions made from it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bench::Kind;
+use crate::drive::{MIN_PRODUCTS_PER_THREAD, PANEL};
+
+/// Where a kernel finds its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Residence {
+    /// In the last-level cache or above: small models.
+    Cache,
+    /// In memory: every layer of a model that is larger than the cache.
+    Memory,
+}
+
+/// One product to be predicted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Rows of the weight, `d_out`.
+    pub rows: usize,
+    /// Columns of the weight, `d_in`.
+    pub cols: usize,
+    /// Rows of `x`.
+    pub n: usize,
+    /// Fraction of zeros of kernels for unstructured weights (or whole groups), in [0, 1].
+    pub sparsity: f64,
+    /// Where the weights are.
+    pub residence: Residence,
+}
+
+/// What is known about one kernel on one number of threads. Times in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KernelCost {
+    /// Name of the kernel, as [`Kind`] displays it.
+    pub kernel: String,
+    /// Time of a call beside its work.
+    pub call_ns: f64,
+    /// Time of a unit of work for some numbers of rows of `x`, ascending from 1.
+    pub unit_ns: Vec<(usize, f64)>,
+    /// Sparsity and rate at which weights stream from memory, GB/s (10^9); ascending, at least one.
+    pub rates: Vec<(f64, f64)>,
+    /// Exponent of the overlap of computing and reading.
+    pub overlap: f64,
+}
+
+/// A calibrated machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Version of this layout: a stored calibration of another version is measured again.
+    pub version: u32,
+    /// The CPU, as the caller identifies it.
+    pub cpu: String,
+    /// Threads of the measurement.
+    pub threads: usize,
+    /// Read bandwidth with these threads, GB/s (10^9).
+    pub read_gb_per_s: f64,
+    /// Costs with `threads` threads.
+    pub kernels: Vec<KernelCost>,
+    /// Costs on one thread with weights in the cache; their rates are empty.
+    pub single: Vec<KernelCost>,
+}
+
+/// A predicted call.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Milliseconds.
+    pub ms: f64,
+    /// Bytes of the weight.
+    pub bytes: f64,
+}
+
+/// Where a sparse kernel begins to pay.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Break {
+    /// From this sparsity on.
+    At(f64),
+    /// At no sparsity up to 99 %.
+    Never,
+}
+
+impl Calibration {
+    /// The layout written by this version.
+    pub const VERSION: u32 = 1;
+
+    /// Time and bytes of one call; `None` for a kernel that was not calibrated, or a shape it cannot hold.
+    pub fn predict(&self, kind: Kind, work: &Work) -> Option<Prediction> {
+        let name = kind.to_string();
+        let find = |list: &[KernelCost]| list.iter().find(|k| k.kernel == name).cloned();
+        if !kind.holds(work.cols) {
+            return None;
+        }
+        let products = work.rows.saturating_mul(work.cols).saturating_mul(work.n);
+        let several = self.threads > 1 && products >= 2 * MIN_PRODUCTS_PER_THREAD;
+        let mut cost = find(&self.kernels)?;
+        if self.threads > 1 && !several {
+            // One thread: its own cost of computing, and memory as fast as the kernel gets it from all threads at most.
+            let single = find(&self.single)?;
+            cost = KernelCost { rates: cost.rates, overlap: cost.overlap, ..single };
+        }
+        let bytes = kind.bytes(work.rows, work.cols, work.sparsity);
+        let units = kind.units(work.rows, work.cols, work.sparsity);
+        Some(Prediction { ms: cost.ns(units, bytes, work) / 1e6, bytes })
+    }
+
+    /// The fastest of `kinds` for `work`.
+    pub fn choose(&self, kinds: &[Kind], work: &Work) -> Option<(Kind, Prediction)> {
+        let all = kinds.iter().filter_map(|k| Some((*k, self.predict(*k, work)?)));
+        all.min_by(|a, b| a.1.ms.total_cmp(&b.1.ms))
+    }
+
+    /// The lowest sparsity, to half a percent, from which on `kind` is faster than `rival` on the shape of `work`.
+    pub fn break_even(&self, kind: Kind, rival: Kind, work: &Work) -> Option<Break> {
+        let rival_ms = self.predict(rival, work)?.ms;
+        let mut from = Break::Never;
+        // Downwards: a gain that is lost again at a lower sparsity ends the range in which it pays.
+        for step in (0..=198).rev() {
+            let sparsity = f64::from(step) / 200.0;
+            if self.predict(kind, &Work { sparsity, ..*work })?.ms >= rival_ms {
+                break;
+            }
+            from = Break::At(sparsity);
+        }
+        Some(from)
+    }
+}
+
+impl KernelCost {
+    /// Nanoseconds of `units` of work on `bytes` of weights.
+    pub(crate) fn ns(&self, units: f64, bytes: f64, work: &Work) -> f64 {
+        let compute = self.compute_ns(units, work.n);
+        match work.residence {
+            Residence::Cache => self.call_ns + compute,
+            Residence::Memory => self.call_ns + meet(compute, bytes / self.rate(work.sparsity), self.overlap),
+        }
+    }
+
+    /// Nanoseconds of computing alone: on the line between measured numbers of rows; beyond the largest, whole groups of it and
+    /// a rest.
+    pub(crate) fn compute_ns(&self, units: f64, n: usize) -> f64 {
+        let Some(&(most, full)) = self.unit_ns.last() else { return f64::NAN };
+        let (groups, rest) = (n / most, n % most);
+        let part = if rest == 0 { 0.0 } else { between(&self.unit_ns, rest as f64, |n| n as f64) };
+        units * (groups as f64 * full + part)
+    }
+
+    /// Bytes per nanosecond at `sparsity`: linear between the measured ones, constant beyond.
+    fn rate(&self, sparsity: f64) -> f64 {
+        between(&self.rates, sparsity, |s| s)
+    }
+}
+
+/// The value at `x` of the lines through `points`, ascending; constant beyond the first and the last. NaN without points.
+fn between<X: Copy>(points: &[(X, f64)], x: f64, number: impl Fn(X) -> f64) -> f64 {
+    let Some(above) = points.iter().position(|(at, _)| number(*at) >= x) else {
+        return points.last().map_or(f64::NAN, |p| p.1);
+    };
+    let (x1, y1) = points[above];
+    let Some((x0, y0)) = above.checked_sub(1).map(|i| points[i]) else { return y1 };
+    let (x0, x1) = (number(x0), number(x1));
+    y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+}
+
+/// Two costs that overlap with exponent `p`.
+pub(crate) fn meet(a: f64, b: f64, p: f64) -> f64 {
+    let most = a.max(b);
+    if most <= 0.0 { 0.0 } else { most * ((a / most).powf(p) + (b / most).powf(p)).powf(1.0 / p) }
+}
+
+impl Kind {
+    /// Whether the kernel can hold a weight of `cols` columns.
+    pub fn holds(self, cols: usize) -> bool {
+        match self {
+            Kind::NmF32 { m, .. } | Kind::NmBf16 { m, .. } => m > 0 && cols.is_multiple_of(m),
+            Kind::GroupSparse { group, .. } => group > 0 && cols.is_multiple_of(group),
+            _ => cols > 0,
+        }
+    }
+
+    /// Bytes of the packed weight, predicted without packing it.
+    pub fn bytes(self, rows: usize, cols: usize, sparsity: f64) -> f64 {
+        let width = cols;
+        let (panels, cols, kept) = (rows.div_ceil(PANEL) as f64, cols as f64, 1.0 - sparsity);
+        let slots = panels * PANEL as f64 * cols;
+        let nnz = rows as f64 * cols * kept;
+        match self {
+            Kind::DenseF32 => 4.0 * slots,
+            Kind::DenseBf16 => 2.0 * slots,
+            // One word of 32 bits per column of a panel, and where each panel begins.
+            Kind::PanelF32 => 4.0 * nnz + 4.0 * panels * cols + 8.0 * (panels + 1.0),
+            Kind::PanelBf16 => 2.0 * nnz + 4.0 * panels * cols + 8.0 * (panels + 1.0),
+            // Two bits a value say where it stands in its group of four; other patterns run as bitmask panels.
+            Kind::NmF32 { n: 2, m: 4 } => slots / 2.0 * 4.25,
+            Kind::NmBf16 { n: 2, m: 4 } => slots / 2.0 * 2.25,
+            // Panels of 16 rows; a scale of two bytes per group and, with four bits, a zero point of half a byte.
+            Kind::Quantised { bits, group, .. } => {
+                let groups = rows.next_multiple_of(16) as f64 * width.div_ceil(group) as f64;
+                groups * (group as f64 * f64::from(bits) / 8.0 + quantised_head(bits))
+            }
+            // The places of the kept groups: a bit for every group, or two bytes for every kept one.
+            Kind::GroupSparse { bits, group } => {
+                let all = rows as f64 * (width / group.max(1)) as f64;
+                let kept = rows as f64 * kept_groups(width, group, sparsity);
+                let places = (all / 8.0).min(2.0 * kept);
+                kept * (group as f64 * f64::from(bits) / 8.0 + quantised_head(bits))
+                    + places
+                    + 4.0 * (rows + 1) as f64
+            }
+            Kind::NmF32 { .. } => Kind::PanelF32.bytes(rows, width, self.sparsity(sparsity)),
+            Kind::NmBf16 { .. } => Kind::PanelBf16.bytes(rows, width, self.sparsity(sparsity)),
+        }
+    }
+
+    /// Units of work of one pass: positions that the kernel multiplies.
+    pub fn units(self, rows: usize, cols: usize, sparsity: f64) -> f64 {
+        let slots = rows.next_multiple_of(PANEL) as f64 * cols as f64;
+        match self {
+            Kind::NmF32 { n: 2, m: 4 } | Kind::NmBf16 { n: 2, m: 4 } => slots / 2.0,
+            Kind::DenseF32 | Kind::DenseBf16 | Kind::PanelF32 | Kind::PanelBf16 => slots,
+            Kind::NmF32 { .. } | Kind::NmBf16 { .. } | Kind::Quantised { .. } => slots,
+            Kind::GroupSparse { group, .. } => {
+                rows as f64 * kept_groups(cols, group, sparsity) * group as f64
+            }
+        }
+    }
+}
+
+/// Groups of a row that are kept: `⌊sparsity · groups⌋` are not.
+fn kept_groups(cols: usize, group: usize, sparsity: f64) -> f64 {
+    let groups = (cols / group.max(1)) as f64;
+    groups - (sparsity * groups).floor()
+}
+
+/// Bytes of scale and zero point of a group.
+fn quantised_head(bits: u32) -> f64 {
+    if bits == 4 { 2.5 } else { 2.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::bench::{self, BenchSpec};
+
+    fn kinds() -> Vec<Kind> {
+        let mut kinds = Kind::STANDARD.to_vec();
+        kinds.extend([
+            Kind::NmF32 { n: 4, m: 8 },
+            Kind::Quantised { bits: 4, group: 32, exact: false },
+            Kind::Quantised { bits: 8, group: 128, exact: false },
+            Kind::GroupSparse { bits: 4, group: 16 },
+        ]);
+        kinds
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_packed_weights() {
+        for (rows, cols, sparsity) in [(96, 256, 0.5), (512, 1024, 0.9), (45, 128, 0.3)] {
+            let spec = BenchSpec {
+                rows,
+                cols,
+                sparsity,
+                passes: 1,
+                min_bytes: 1,
+                kinds: kinds(),
+                ..BenchSpec::default()
+            };
+            for row in bench::run(&spec, &mut |_| ()).unwrap().rows {
+                let predicted = row.kind.bytes(rows, cols, sparsity);
+                // Buffers are padded by a few lines each.
+                let off = (predicted - row.bytes as f64).abs();
+                let allowed = 0.03 * row.bytes as f64 + 2048.0;
+                assert!(off < allowed, "{} {rows}x{cols}: {predicted} for {}", row.kind, row.bytes);
+            }
+        }
+    }
+
+    fn cost(kind: Kind, unit_ns: f64, gb_per_s: f64) -> KernelCost {
+        KernelCost {
+            kernel: kind.to_string(),
+            call_ns: 0.0,
+            unit_ns: vec![(1, unit_ns)],
+            rates: vec![(0.5, gb_per_s)],
+            overlap: 8.0,
+        }
+    }
+
+    /// A machine that reads 10 GB/s and computes fast or slowly.
+    fn machine(dense_ns: f64, panel_ns: f64) -> Calibration {
+        let kernels = vec![cost(Kind::DenseF32, dense_ns, 10.0), cost(Kind::PanelF32, panel_ns, 10.0)];
+        Calibration {
+            version: Calibration::VERSION,
+            cpu: "test".into(),
+            threads: 1,
+            read_gb_per_s: 10.0,
+            single: kernels.clone(),
+            kernels,
+        }
+    }
+
+    fn work(sparsity: f64, residence: Residence) -> Work {
+        Work { rows: 1024, cols: 1024, n: 1, sparsity, residence }
+    }
+
+    #[test]
+    fn a_kernel_bound_by_memory_takes_the_time_of_its_bytes() {
+        let m = machine(1e-6, 1e-6);
+        let p = m.predict(Kind::DenseF32, &work(0.0, Residence::Memory)).unwrap();
+        assert!((p.ms - 4.0 * 1024.0 * 1024.0 / 10.0 / 1e6).abs() < 1e-6, "{p:?}");
+        // Half of the values and one bit each: 2.125 of 4 bytes.
+        let half = m.predict(Kind::PanelF32, &work(0.5, Residence::Memory)).unwrap();
+        assert!((half.ms / p.ms - 2.125 / 4.0).abs() < 1e-3);
+        // 4 (1 - s) + 1/8 < 4 from 3.125 % on: 3.5 % in steps of half a percent.
+        assert_eq!(
+            m.break_even(Kind::PanelF32, Kind::DenseF32, &work(0.0, Residence::Memory)),
+            Some(Break::At(0.035))
+        );
+        assert_eq!(m.choose(&kinds(), &work(0.5, Residence::Memory)).unwrap().0, Kind::PanelF32);
+    }
+
+    #[test]
+    fn where_computing_decides_zeros_do_not_pay() {
+        let m = machine(0.1, 0.2);
+        assert_eq!(
+            m.break_even(Kind::PanelF32, Kind::DenseF32, &work(0.0, Residence::Cache)),
+            Some(Break::Never)
+        );
+        assert_eq!(m.choose(&kinds(), &work(0.9, Residence::Cache)).unwrap().0, Kind::DenseF32);
+        assert!(m.predict(Kind::DenseBf16, &work(0.9, Residence::Cache)).is_none(), "it was not calibrated");
+    }
+
+    #[test]
+    fn rates_between_measured_sparsities_are_on_the_line() {
+        let k = KernelCost { rates: vec![(0.5, 20.0), (0.9, 12.0)], ..cost(Kind::PanelF32, 0.0, 0.0) };
+        for (s, want) in [(0.0, 20.0), (0.5, 20.0), (0.7, 16.0), (0.9, 12.0), (0.99, 12.0)] {
+            assert!((k.rate(s) - want).abs() < 1e-9, "{s}");
+        }
+    }
+
+    #[test]
+    fn rows_between_and_beyond_the_measured_ones() {
+        let k = KernelCost { unit_ns: vec![(1, 1.0), (4, 1.6), (12, 4.0)], ..cost(Kind::PanelF32, 0.0, 1.0) };
+        for (n, want) in [(1, 1.0), (2, 1.2), (4, 1.6), (8, 2.8), (12, 4.0), (13, 5.0), (24, 8.0), (28, 9.6)]
+        {
+            assert!((k.compute_ns(10.0, n) - 10.0 * want).abs() < 1e-9, "{n}");
+        }
+    }
+
+    #[test]
+    fn a_calibration_survives_storing() {
+        let m = machine(0.1, 0.2);
+        let text = serde_json::to_string(&m).unwrap();
+        assert_eq!(serde_json::from_str::<Calibration>(&text).unwrap(), m);
+    }
+}

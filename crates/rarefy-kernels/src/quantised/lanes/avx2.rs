@@ -1,0 +1,209 @@
+//! The lanes in two AVX2 registers.
+
+use std::arch::x86_64::*;
+
+use super::Lanes;
+
+/// AVX2 and FMA.
+pub(crate) struct Avx2;
+
+/// The sum of eight lanes: 4, 2 and 1 apart.
+///
+/// # Safety
+/// AVX.
+#[inline(always)]
+pub(crate) unsafe fn sum8(v: __m256) -> f32 {
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// `f` of both halves.
+macro_rules! both {
+    (|$i:ident| $body:expr) => {
+        [
+            {
+                let $i = 0;
+                $body
+            },
+            {
+                let $i = 1;
+                $body
+            },
+        ]
+    };
+}
+
+// SAFETY (every function): the trait allows calls only where the instructions exist and the pointers are readable as far as stated.
+impl Lanes for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::F {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self::F {
+        unsafe { [_mm256_set1_ps(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { both!(|i| _mm256_loadu_ps(p.add(8 * i))) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        unsafe {
+            _mm256_storeu_ps(p, v[0]);
+            _mm256_storeu_ps(p.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(|i| _mm256_add_ps(a[i], b[i])) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(|i| _mm256_mul_ps(a[i], b[i])) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { both!(|i| _mm256_fmadd_ps(a[i], b[i], c[i])) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        unsafe { sum8(_mm256_add_ps(v[0], v[1])) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(v: i32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load_i(p: *const u8) -> Self::I {
+        unsafe { both!(|i| _mm256_loadu_si256(p.add(32 * i).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn to_f(v: Self::I) -> Self::F {
+        unsafe { both!(|i| _mm256_cvtepi32_ps(v[i])) }
+    }
+    #[inline(always)]
+    unsafe fn low(v: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_and_si256(v[i], _mm256_set1_epi8(15))) }
+    }
+    #[inline(always)]
+    unsafe fn high(v: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_and_si256(_mm256_srli_epi32::<4>(v[i]), _mm256_set1_epi8(15))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(acc: Self::I, w: Self::I, x: i32) -> Self::I {
+        unsafe {
+            let (x, one) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
+            // Two products of at most 15 · 128 never saturate 16 bits.
+            both!(|i| _mm256_add_epi32(acc[i], _mm256_madd_epi16(_mm256_maddubs_epi16(w[i], x), one)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: Self::I, w: Self::I, x: i32) -> Self::I {
+        unsafe {
+            // `maddubs` would saturate, so even and odd bytes are widened to 16 bits and paired by `madd`.
+            let x = _mm256_set1_epi32(x);
+            let (x_even, x_odd) =
+                (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)), _mm256_srai_epi16::<8>(x));
+            both!(|i| {
+                let even = _mm256_madd_epi16(_mm256_and_si256(w[i], _mm256_set1_epi16(255)), x_even);
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w[i]), x_odd);
+                _mm256_add_epi32(acc[i], _mm256_add_epi32(even, odd))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul16(z: Self::I, x: i32) -> Self::I {
+        unsafe { both!(|i| _mm256_madd_epi16(z[i], _mm256_set1_epi32(x))) }
+    }
+    #[inline(always)]
+    unsafe fn nibble<const K: u32>(v: Self::I) -> Self::F {
+        unsafe {
+            let count = _mm_cvtsi32_si128(4 * K as i32);
+            let mask = _mm256_set1_epi32(15);
+            both!(|i| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(v[i], count), mask)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn byte<const K: u32>(v: Self::I) -> Self::F {
+        unsafe {
+            let count = _mm_cvtsi32_si128(8 * K as i32);
+            let mask = _mm256_set1_epi32(255);
+            both!(|i| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(v[i], count), mask)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales_f16(p: *const u8) -> Self::F {
+        unsafe {
+            // Exponent and fraction moved into place, then the bias corrected by an exact product: needs no F16C.
+            let bias = _mm256_castsi256_ps(_mm256_set1_epi32((127 + 112) << 23));
+            both!(|i| {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16 * i).cast()));
+                _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32::<13>(wide)), bias)
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes16(p: *const u8) -> Self::I {
+        unsafe { both!(|i| _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles16(p: *const u8) -> Self::I {
+        unsafe {
+            let (v, mask) = (_mm_loadl_epi64(p.cast()), _mm_set1_epi8(15));
+            let (low, high) = (_mm_and_si128(v, mask), _mm_and_si128(_mm_srli_epi16::<4>(v), mask));
+            [_mm256_cvtepu8_epi32(low), _mm256_cvtepu8_epi32(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes4(p: *const u8, z: u8) -> Self::F {
+        unsafe {
+            let shifts = _mm256_set_epi32(12, 12, 8, 8, 4, 4, 0, 0);
+            let (mask, zero) = (_mm256_set1_epi32(15), _mm256_set1_epi32(i32::from(z)));
+            let words = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
+            let halves = [words, _mm256_srli_epi32::<16>(words)];
+            both!(|i| {
+                let code = _mm256_and_si256(_mm256_srlv_epi32(halves[i], shifts), mask);
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn codes4_low8(p: *const u8, z: u8) -> Self::F {
+        unsafe {
+            let (shifts, mask) = (_mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0), _mm256_set1_epi32(15));
+            let word = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
+            let code = _mm256_and_si256(_mm256_srlv_epi32(word, shifts), mask);
+            let zero = _mm256_set1_epi32(i32::from(z));
+            [_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)); 2]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_low8(p: *const f32) -> Self::F {
+        unsafe { [_mm256_loadu_ps(p), _mm256_setzero_ps()] }
+    }
+    #[inline(always)]
+    unsafe fn codes8(p: *const u8, z: u8) -> Self::F {
+        unsafe {
+            let zero = _mm256_set1_epi32(i32::from(z));
+            both!(|i| {
+                let code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn positions(bits: u32, base: u16, out: *mut u16) {
+        unsafe { super::portable::Portable::positions(bits, base, out) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8, ahead: usize) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(ahead)) }
+    }
+}

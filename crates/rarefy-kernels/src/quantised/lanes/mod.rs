@@ -1,0 +1,83 @@
+//! Sixteen lanes of numbers, so that a kernel over quantised weights is written once and compiled for each instruction set.
+//!
+//! A kernel is a generic function marked `#[inline(always)]`, called from one function per instruction set that carries the
+//! `#[target_feature]`; the intrinsics are inlined into that function. The integer operations are exact, so they agree on every path. `fma` is one
+//! rounding on AVX2 and AVX-512 and two on the portable path; `mul` and `add` agree everywhere.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+/// `i − 15` at position `i`: sixteen floats from position `15 − z` on are the values of the sixteen codes with zero point `z`.
+pub(crate) static CODES: [f32; 31] = {
+    let mut t = [0.0; 31];
+    let mut i = 0;
+    while i < 31 {
+        t[i] = i as f32 - 15.0;
+        i += 1;
+    }
+    t
+};
+
+/// Sixteen lanes of f32 (`F`) and of i32 (`I`).
+///
+/// # Safety
+/// Every function may be called only on a CPU with the instruction set of the implementation. Pointers must be readable (or writable) for the
+/// stated number of bytes, with any alignment.
+pub(crate) trait Lanes {
+    type F: Copy;
+    type I: Copy;
+
+    unsafe fn zero() -> Self::F;
+    unsafe fn splat(v: f32) -> Self::F;
+    /// 64 bytes.
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// 64 bytes.
+    unsafe fn store(p: *mut f32, v: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The sum of the lanes: 8 apart, then 4, 2 and 1 apart.
+    unsafe fn sum(v: Self::F) -> f32;
+
+    unsafe fn splat_i(v: i32) -> Self::I;
+    /// 64 bytes.
+    unsafe fn load_i(p: *const u8) -> Self::I;
+    unsafe fn to_f(v: Self::I) -> Self::F;
+    /// The low nibble of each byte.
+    unsafe fn low(v: Self::I) -> Self::I;
+    /// The high nibble of each byte.
+    unsafe fn high(v: Self::I) -> Self::I;
+    /// Adds four products to each lane: bytes of `w` in 0..16 times the signed bytes of `x`.
+    unsafe fn dot_nibbles(acc: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// The same for any unsigned bytes.
+    unsafe fn dot_bytes(acc: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// `z * x`, both fitting 16 bits.
+    unsafe fn mul16(z: Self::I, x: i32) -> Self::I;
+    /// Nibble `k` (of eight) of each lane as a number.
+    unsafe fn nibble<const K: u32>(v: Self::I) -> Self::F;
+    /// Byte `k` (of four) of each lane as a number.
+    unsafe fn byte<const K: u32>(v: Self::I) -> Self::F;
+
+    /// Sixteen f16, 32 bytes: finite positive numbers.
+    unsafe fn scales_f16(p: *const u8) -> Self::F;
+    /// Sixteen bytes as numbers.
+    unsafe fn bytes16(p: *const u8) -> Self::I;
+    /// Eight bytes: lanes 0–7 from the low, 8–15 from the high nibbles.
+    unsafe fn nibbles16(p: *const u8) -> Self::I;
+    /// Eight bytes as two words: lane `2 i` is nibble `i` of the first, lane `2 i + 1` of the second, minus `z < 16`.
+    unsafe fn codes4(p: *const u8, z: u8) -> Self::F;
+    /// Four bytes: lane `i` of the first eight is nibble `i` minus `z < 16`; the other lanes are finite.
+    unsafe fn codes4_low8(p: *const u8, z: u8) -> Self::F;
+    /// Sixteen bytes: lane `i` is byte `i` minus `z`.
+    unsafe fn codes8(p: *const u8, z: u8) -> Self::F;
+    /// 32 bytes to the first eight lanes; the others are 0.
+    unsafe fn load_low8(p: *const f32) -> Self::F;
+    /// Appends `base + i` for each set bit `i`, ascending. Up to 64 bytes are written at `out`.
+    unsafe fn positions(bits: u32, base: u16, out: *mut u16);
+    /// Asks for the line `ahead` bytes from `p` on; never faults.
+    unsafe fn prefetch(p: *const u8, ahead: usize);
+}

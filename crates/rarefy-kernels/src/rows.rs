@@ -1,0 +1,124 @@
+//! `y[n, rows]` written by several tasks, each its own rows, and the even split of panels over threads.
+
+use std::ops::Range;
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+
+use crate::error::product;
+use crate::{Isa, KernelError};
+
+/// Products of one weight and one activation below which a thread is not worth waking (about 10 µs of work).
+const MIN_PRODUCTS_PER_THREAD: usize = 1 << 18;
+
+/// Checks a call of [`crate::LinearKernel::forward`] on `isa`; false when there is nothing to do.
+pub(crate) fn check(
+    kernel: &'static str,
+    isa: Isa,
+    [rows, cols, n]: [usize; 3],
+    [x, y]: [usize; 2],
+    [scratch, needed]: [usize; 2],
+) -> Result<bool, KernelError> {
+    if !isa.is_available() {
+        return Err(KernelError::Isa { isa, best: Isa::detect() });
+    }
+    let sizes = [("x", product(kernel, n, cols)?, x), ("y", product(kernel, n, rows)?, y)];
+    for (array, expected, found) in sizes {
+        if expected != found {
+            return Err(KernelError::Length { kernel, array, expected, found });
+        }
+    }
+    if scratch < needed {
+        return Err(KernelError::Length { kernel, array: "scratch", expected: needed, found: scratch });
+    }
+    Ok(n > 0 && rows > 0)
+}
+
+/// Tasks worth starting on the current pool for so many products.
+pub(crate) fn tasks(products: usize, most: usize) -> usize {
+    rayon::current_num_threads().min(products / MIN_PRODUCTS_PER_THREAD).clamp(1, most.max(1))
+}
+
+/// Calls `work(task)` for each of `tasks`, on the current pool when there are several.
+pub(crate) fn for_tasks(tasks: usize, work: impl Fn(usize) + Sync + Send) {
+    if tasks <= 1 {
+        work(0);
+    } else {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(work);
+    }
+}
+
+/// Share `task` of `tasks` of `0..n`.
+pub(crate) fn share(n: usize, task: usize, tasks: usize) -> Range<usize> {
+    let bound = |k: usize| (n as u128 * k as u128 / tasks as u128) as usize;
+    bound(task)..bound(task + 1)
+}
+
+/// `n` tokens cut into the fewest nearly equal runs of at most `most`.
+pub(crate) fn passes(n: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let count = n.div_ceil(most);
+    (0..count).map(move |i| n * i / count..n * (i + 1) / count)
+}
+
+/// Output shared by tasks that write disjoint rows.
+pub(crate) struct Out<'a> {
+    y: *mut f32,
+    rows: usize,
+    n: usize,
+    life: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `write` is unsafe and asks for disjoint places, so that sharing the pointer races with nothing.
+unsafe impl Sync for Out<'_> {}
+
+impl<'a> Out<'a> {
+    /// `y` must hold `[n, rows]`.
+    pub(crate) fn new(y: &'a mut [f32], rows: usize) -> Self {
+        let n = y.len().checked_div(rows).unwrap_or(0);
+        Self { y: y.as_mut_ptr(), rows, n, life: std::marker::PhantomData }
+    }
+
+    /// `y[t, first..]` becomes `values`.
+    ///
+    /// # Safety
+    /// No other task may access these places meanwhile.
+    pub(crate) unsafe fn write(&self, t: usize, first: usize, values: &[f32]) {
+        assert!(t < self.n && first <= self.rows && values.len() <= self.rows - first, "the rows lie in y");
+        // SAFETY: the range lies in `y` as just checked, which this struct borrows mutably; `values` is another allocation, since
+        // a `&mut [f32]` has no alias.
+        unsafe {
+            let to = self.y.add(t * self.rows + first);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_passes_cover_everything_once() {
+        for n in 0..70 {
+            for tasks in 1..5 {
+                let seen: Vec<usize> = (0..tasks).flat_map(|t| share(n, t, tasks)).collect();
+                assert_eq!(seen, (0..n).collect::<Vec<_>>());
+            }
+            for most in [1, 3, 8] {
+                assert!(passes(n, most).all(|p| (1..=most).contains(&p.len())));
+                assert_eq!(passes(n, most).flatten().collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn writes_land_at_their_rows() {
+        let mut y = [0.0; 6];
+        let out = Out::new(&mut y, 3);
+        // SAFETY: one thread, one place after the other.
+        unsafe {
+            out.write(1, 1, &[5.0, 6.0]);
+            out.write(0, 0, &[1.0]);
+        }
+        assert_eq!(y, [1.0, 0.0, 0.0, 0.0, 5.0, 6.0]);
+    }
+}
