@@ -53,7 +53,7 @@ pub fn folder() -> Result<PathBuf, BuiltinError> {
     // One writer at a time in this process; other processes have other staging folders.
     let _guard = WRITING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut last = None;
-    for base in candidates() {
+    for base in cache_folders() {
         match write_to(&base) {
             Ok(folder) => return Ok(folder),
             Err(error) => last = Some((base, error)),
@@ -80,8 +80,8 @@ fn check_present() -> Result<(), BuiltinError> {
     }
 }
 
-/// Folders to try, best first.
-fn candidates() -> Vec<PathBuf> {
+/// Folders for what is kept between runs, best first.
+pub(crate) fn cache_folders() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let mut bases = Vec::new();
     if let Some(cache) = variable("XDG_CACHE_HOME").filter(|p| p.is_absolute()) {

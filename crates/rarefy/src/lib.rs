@@ -65,6 +65,7 @@ pub use rarefy_train as train;
 
 pub mod builtin;
 pub mod cli;
+pub mod estimate;
 pub mod measure;
 pub mod pipeline;
 pub mod quickstart;

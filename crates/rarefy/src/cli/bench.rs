@@ -48,6 +48,17 @@ const SHAPES: [(&str, usize, usize); 8] = [
     ("llama-7b-head", 32000, 4096),
 ];
 
+/// Their names.
+pub(crate) const SHAPE_NAMES: [&str; SHAPES.len()] = {
+    let mut names = [""; SHAPES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = SHAPES[i].0;
+        i += 1;
+    }
+    names
+};
+
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> CliResult {
     match (&args.shape, &args.model) {
         (Some(shape), _) => kernels(args, parse_shape(shape)?, context),
@@ -56,7 +67,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> CliResult {
     }
 }
 
-fn parse_shape(text: &str) -> CliResult<(usize, usize)> {
+pub(crate) fn parse_shape(text: &str) -> CliResult<(usize, usize)> {
     if let Some((_, rows, cols)) = SHAPES.iter().find(|s| s.0 == text) {
         return Ok((*rows, *cols));
     }

@@ -4,6 +4,7 @@ mod bench;
 mod cancel;
 mod convert;
 mod error;
+mod estimate;
 mod eval;
 mod generate;
 mod inspect;
@@ -69,6 +70,8 @@ enum Verb {
     Quickstart(quickstart::QuickstartArgs),
     /// What is in a model folder: shapes, sparsity and patterns per layer, bytes
     Inspect(inspect::InspectArgs),
+    /// What will pay on this machine, before anything is pruned
+    Estimate(estimate::EstimateArgs),
     /// Make a model sparse
     Prune(Box<prune::PruneArgs>),
     /// Store a model in another format
@@ -152,6 +155,7 @@ fn dispatch(cli: Cli) -> CliResult {
     match cli.verb {
         Verb::Quickstart(args) => quickstart::run(&args, &context),
         Verb::Inspect(args) => inspect::run(&args, &context),
+        Verb::Estimate(args) => estimate::run(&args, &context),
         Verb::Prune(args) => prune::run(&args, &context),
         Verb::Convert(args) => convert::run(&args, &context),
         Verb::Verify(args) => verify::run(&args, &context),

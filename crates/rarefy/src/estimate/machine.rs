@@ -1,0 +1,152 @@
+//! The calibration of this machine: measured once, kept in the user's cache folder.
+
+use std::path::{Path, PathBuf};
+
+use rarefy_kernels::bench::Kind;
+use rarefy_kernels::plan::{Calibration, CalibrationSettings};
+use rarefy_kernels::{Isa, KernelError};
+
+use crate::{builtin, measure};
+
+/// Bytes of weights between which kernels alternate while they are calibrated, at least and at most.
+const MEMORY_BYTES: (usize, usize) = (256 << 20, 1 << 30);
+/// Timed calls of each kernel beyond the cache.
+const PASSES: usize = 9;
+/// What is assumed where the system does not tell the size of its last-level cache.
+const USUAL_CACHE: u64 = 32 << 20;
+
+/// Every kernel that is calibrated.
+#[must_use]
+pub fn kinds() -> Vec<Kind> {
+    let mut kinds = Kind::STANDARD.to_vec();
+    kinds.extend([INT8, INT4, GROUPS]);
+    kinds
+}
+
+/// Dense eight-bit weights.
+pub const INT8: Kind = Kind::Quantised { bits: 8, group: 128, exact: false };
+/// Dense four-bit weights.
+pub const INT4: Kind = Kind::Quantised { bits: 4, group: 32, exact: false };
+/// Four-bit weights in kept groups of 1 × 16.
+pub const GROUPS: Kind = Kind::GroupSparse { bits: 4, group: 16 };
+
+/// Bytes of the last-level cache, as Linux tells it; 32 MiB where it does not.
+#[must_use]
+pub fn last_level_cache() -> u64 {
+    let size = |index: usize| {
+        let file = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        let text = std::fs::read_to_string(file).ok()?;
+        text.trim().strip_suffix('K')?.parse::<u64>().ok().map(|kib| kib << 10)
+    };
+    (0..8).filter_map(size).max().unwrap_or(USUAL_CACHE)
+}
+
+/// The stored calibration for this CPU, these threads and this version, when there is one that can be read.
+#[must_use]
+pub fn stored(threads: usize) -> Option<Calibration> {
+    builtin::cache_folders().iter().find_map(|folder| read(&file_in(folder, threads), threads))
+}
+
+/// Measures the machine and stores the result; the path is where it was stored, if anywhere.
+///
+/// # Errors
+/// Those of [`Calibration::measure`]. That it cannot be stored is no error: it is measured again next time.
+pub fn measure(
+    threads: usize,
+    on_step: &mut dyn FnMut(&str),
+) -> Result<(Calibration, Option<PathBuf>), KernelError> {
+    let cache = usize::try_from(last_level_cache()).unwrap_or(usize::MAX);
+    let settings = CalibrationSettings {
+        kinds: kinds(),
+        threads,
+        cpu: identity(),
+        memory_bytes: cache.saturating_mul(4).clamp(MEMORY_BYTES.0, MEMORY_BYTES.1),
+        passes: PASSES,
+        max_bytes: 12 << 30,
+    };
+    let calibration = Calibration::measure(&settings, on_step)?;
+    let text = serde_json::to_string_pretty(&calibration).unwrap_or_default();
+    let store = |folder: &PathBuf| {
+        let file = file_in(folder, threads);
+        std::fs::create_dir_all(folder).ok()?;
+        rarefy_checkpoint::replace_file(&file, text.as_bytes()).ok()?;
+        Some(file)
+    };
+    let file = builtin::cache_folders().iter().find_map(store);
+    Ok((calibration, file))
+}
+
+/// The CPU and the code path: a calibration is good for both together only.
+fn identity() -> String {
+    format!("{}, {}", measure::cpu_name(), Isa::detect())
+}
+
+fn file_in(folder: &Path, threads: usize) -> PathBuf {
+    folder.join(format!("calibration-{threads}-threads.json"))
+}
+
+fn read(file: &Path, threads: usize) -> Option<Calibration> {
+    // A calibration is a few kilobytes; a larger file is not one.
+    let size = std::fs::metadata(file).ok()?.len();
+    let text = if size <= 1 << 20 { std::fs::read_to_string(file).ok()? } else { return None };
+    let found: Calibration = serde_json::from_str(&text).ok()?;
+    let names = |c: &Calibration| -> Vec<String> { c.kernels.iter().map(|k| k.kernel.clone()).collect() };
+    let is_ours = found.version == Calibration::VERSION
+        && found.threads == threads
+        && found.cpu == identity()
+        && kinds().iter().all(|k| names(&found).contains(&k.to_string()));
+    is_ours.then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rarefy_kernels::plan::KernelCost;
+
+    fn calibration(threads: usize) -> Calibration {
+        let kernels: Vec<KernelCost> = kinds()
+            .iter()
+            .map(|k| KernelCost {
+                kernel: k.to_string(),
+                call_ns: 0.0,
+                unit_ns: vec![(1, 0.1)],
+                rates: vec![(0.5, 10.0)],
+                overlap: 2.0,
+            })
+            .collect();
+        Calibration {
+            version: Calibration::VERSION,
+            cpu: identity(),
+            threads,
+            read_gb_per_s: 10.0,
+            single: kernels.clone(),
+            kernels,
+        }
+    }
+
+    #[test]
+    fn only_a_calibration_of_this_machine_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file_in(folder.path(), 2);
+        let write = |c: &Calibration| std::fs::write(&file, serde_json::to_string(c).unwrap()).unwrap();
+        let ours = calibration(2);
+        write(&ours);
+        assert_eq!(read(&file, 2), Some(ours.clone()));
+        for other in [
+            Calibration { version: 0, ..ours.clone() },
+            Calibration { cpu: "another".into(), ..ours.clone() },
+            Calibration { threads: 1, ..ours.clone() },
+            Calibration { kernels: ours.kernels[1..].to_vec(), ..ours },
+        ] {
+            write(&other);
+            assert_eq!(read(&file, 2), None);
+        }
+        for bad in ["", "{", "[]", "{\"version\":1}"] {
+            std::fs::write(&file, bad).unwrap();
+            assert_eq!(read(&file, 2), None, "{bad}");
+        }
+        assert_eq!(read(&folder.path().join("missing"), 2), None);
+        assert!(last_level_cache() >= 1 << 16);
+    }
+}
