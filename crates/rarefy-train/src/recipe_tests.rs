@@ -131,3 +131,34 @@ fn learning_rate_hits_its_values() {
     let none = crate::ScheduleSettings { warmup: 0, ..s };
     assert!((none.fraction_at(0) - 1.0).abs() < 1e-12);
 }
+
+/// What the fuzz target `recipe` does for hours, for a second: a damaged recipe is a recipe or an error, never a panic.
+mod damaged {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn whole() -> String {
+        let text = "[sparsity]\ntarget = 0.5\nbegin = 10\nend = 50\nevery = 5\npattern = \"2:4\"\nexcluded = [\"lm_head\"]\n";
+        Recipe::from_toml_str(text).map_or_else(|e| panic!("{e}"), |r| r.to_toml())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn recipes_are_read_or_refused(
+            at in any::<prop::sample::Index>(),
+            length in 0usize..12,
+            put in prop_oneof!["\\PC{0,8}", "[-0-9.e]{0,25}", Just("18446744073709551615".to_owned()), Just("nan".to_owned())],
+        ) {
+            let mut text: Vec<char> = whole().chars().collect();
+            let start = at.index(text.len());
+            let end = text.len().min(start + length);
+            text.splice(start..end, put.chars());
+            let text: String = text.into_iter().collect();
+            if let Ok(recipe) = Recipe::from_toml_str(&text) {
+                let again = Recipe::from_toml_str(&recipe.to_toml());
+                prop_assert!(again.is_ok_and(|a| a == recipe), "{text}");
+            }
+        }
+    }
+}
