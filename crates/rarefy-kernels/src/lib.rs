@@ -28,6 +28,7 @@
 
 #![allow(unsafe_code)] // The one crate that may: each block carries its safety argument.
 
+pub mod attention;
 pub mod bandwidth;
 pub mod bench;
 mod buffer;
@@ -36,16 +37,21 @@ mod drive;
 mod error;
 mod isa;
 mod kernel;
+mod lanes;
 mod micro;
 mod nm;
 pub mod oracle;
 mod panel;
+pub mod row_skip;
+mod rowwise;
+pub mod select;
 
 pub use buffer::AlignedBuf;
 pub use dense::{Dense, DenseBf16, DenseF32};
 pub use error::KernelError;
 pub use isa::{CpuFeatures, Isa, cpu_features};
 pub use kernel::LinearKernel;
+pub use lanes::RowValue;
 pub use micro::Value;
 pub use nm::{Nm, NmBf16, NmF32};
 pub use panel::{Panel, PanelBf16, PanelF32};
