@@ -173,9 +173,8 @@ fn verify<T: RowValue>(
     if dense != all {
         return Err("keeping every token differs from dense attention".into());
     }
-    let floats = |v: &[T]| -> Vec<f32> {
-        v.iter().map(|v| rarefy_sparsity::formats::Element::to_f32(*v)).collect()
-    };
+    let floats =
+        |v: &[T]| -> Vec<f32> { v.iter().map(|v| rarefy_sparsity::formats::Element::to_f32(*v)).collect() };
     let tokens: Vec<u32> = (0..n as u32).collect();
     let (keys, values) = (floats(cache.keys(0)), floats(cache.values(0)));
     let (want, _) = oracle::attention_f64(&keys, &values, &q[..d], f64::from(scale), &tokens);

@@ -72,7 +72,8 @@ fn mlp<T: RowValue>(
     let mut gates: Vec<f32> = Vec::new();
     for x in xs.iter().take(8) {
         for row in pool[..d_ff * d].chunks(d) {
-            let z: f32 = row.iter().zip(x).map(|(w, x)| rarefy_sparsity::formats::Element::to_f32(*w) * x).sum();
+            let z: f32 =
+                row.iter().zip(x).map(|(w, x)| rarefy_sparsity::formats::Element::to_f32(*w) * x).sum();
             gates.push(rarefy_kernels::row_skip::silu(z).abs());
         }
     }
@@ -119,8 +120,13 @@ fn mlp<T: RowValue>(
                 }
             }
             let roof = median(&mut reads);
-            println!("\n{name} gated MLP, n = {n}, {threads} thread(s), {copies} copies, read roof {roof:.1} GB/s");
-            println!("{:10} {:>8} {:>9} {:>7} {:>6} {:>8}", "rule", "active", "ms", "GB/s", "roof", "speedup");
+            println!(
+                "\n{name} gated MLP, n = {n}, {threads} thread(s), {copies} copies, read roof {roof:.1} GB/s"
+            );
+            println!(
+                "{:10} {:>8} {:>9} {:>7} {:>6} {:>8}",
+                "rule", "active", "ms", "GB/s", "roof", "speedup"
+            );
             let dense = times[0].clone();
             for (k, (label, _)) in rules.iter().enumerate() {
                 let share = rows[k] as f64 / (passes * d_ff) as f64;

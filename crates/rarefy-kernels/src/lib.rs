@@ -32,6 +32,7 @@ pub mod attention;
 pub mod bandwidth;
 pub mod bench;
 mod buffer;
+pub mod calibrate;
 mod dense;
 mod drive;
 mod error;

@@ -171,8 +171,7 @@ fn sparse(kind: LabelKind, (kv, group, d, n): (usize, usize, usize, usize), rank
     let (k, v) = (noise(11, n * kv * d), noise(12, n * kv * d));
     let mut cache = KvCache::new(kv, d, n + 5).unwrap();
     // Different channels for each head, not in order.
-    let channels: Vec<u32> =
-        (0..kv * rank).map(|i| ((i % rank * 7 + i / rank * 3 + 1) % d) as u32).collect();
+    let channels: Vec<u32> = (0..kv * rank).map(|i| ((i % rank * 7 + i / rank * 3 + 1) % d) as u32).collect();
     let mut labels = LabelCache::new(kind, kv, d, &channels, n + 5).unwrap();
     fill(&mut cache, &k, &v, |v| v);
     k.chunks(kv * d).for_each(|k| labels.append(k).unwrap());
@@ -214,9 +213,8 @@ fn best(scores: &[f64], kept: usize) -> Vec<u32> {
 fn labels_are_the_channels_of_the_keys_and_quantisation_stays_in_its_bound() {
     for (kv, d, n, rank) in [(1, 8, 1, 3), (2, 16, 33, 5), (3, 20, 100, 8), (1, 128, 48, 8)] {
         let exact = sparse(LabelKind::F32, (kv, 1, d, n), rank);
-        let key = |h: usize, j: usize, i: usize| {
-            exact.cache.keys(h)[j * d + exact.labels.channels(h)[i] as usize]
-        };
+        let key =
+            |h: usize, j: usize, i: usize| exact.cache.keys(h)[j * d + exact.labels.channels(h)[i] as usize];
         for kind in [LabelKind::F32, LabelKind::Bf16, LabelKind::Int8, LabelKind::Int4] {
             let s = sparse(kind, (kv, 1, d, n), rank);
             for h in 0..kv {
@@ -267,7 +265,8 @@ fn selection_is_the_exact_top_of_the_label_scores() {
                     let mut list = vec![u32::MAX; kept];
                     top_tokens(isa, &s.labels, h, q, &mut list, &mut vec![0; n]).unwrap();
                     // Where the two differ, scores differ by rounding only.
-                    let lowest = |l: &[u32]| l.iter().map(|j| scores[*j as usize]).fold(f64::INFINITY, f64::min);
+                    let lowest =
+                        |l: &[u32]| l.iter().map(|j| scores[*j as usize]).fold(f64::INFINITY, f64::min);
                     assert!((lowest(&list) - lowest(&want)).abs() < 1e-5, "{isa} {kind:?}");
                     assert!(list.windows(2).all(|w| w[0] < w[1]) && list[kept - 1] < n as u32);
                     if kind == LabelKind::F32 {

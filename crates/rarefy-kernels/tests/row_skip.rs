@@ -140,8 +140,9 @@ fn by_hand() {
 
 #[test]
 fn against_the_oracle_over_odd_shapes_batches_and_rules() {
-    for (k, d) in
-        [(1, 1, 1), (5, 3, 7), (16, 64, 16), (17, 65, 33), (40, 130, 31), (33, 300, 48)].into_iter().enumerate()
+    for (k, d) in [(1, 1, 1), (5, 3, 7), (16, 64, 16), (17, 65, 33), (40, 130, 31), (33, 300, 48)]
+        .into_iter()
+        .enumerate()
     {
         let theta: Vec<f32> = noise(k as u64 + 50, d.1).iter().map(|v| v.abs() * 0.5).collect();
         for n in [1, 2, 3, 4, 5, 9] {
@@ -245,7 +246,9 @@ fn nan_inf_and_denormal_inputs() {
 #[test]
 fn the_second_layer_skips_exactly() {
     // 1e-6 relative of the dense product; bits equal to reading every column.
-    for (d_ff, d_out, active) in [(1, 1, 1), (64, 5, 3), (300, 33, 15), (700, 160, 35), (700, 160, 700), (90, 16, 0)] {
+    for (d_ff, d_out, active) in
+        [(1, 1, 1), (64, 5, 3), (300, 33, 15), (700, 160, 35), (700, 160, 700), (90, 16, 0)]
+    {
         let w = noise(d_ff as u64, d_out * d_ff);
         let bias = noise(3, d_out);
         for n in [1, 2, 4, 6] {

@@ -118,9 +118,9 @@ impl LabelCache {
             let tile = h * tiles + self.len / LANES;
             let channels = &self.channels[h * rank..(h + 1) * rank];
             let label = |c: u32| k[h * self.d + c as usize].to_f32();
-            let (low, high) = channels.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), c| {
-                (a.min(label(*c)), b.max(label(*c)))
-            });
+            let (low, high) = channels
+                .iter()
+                .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), c| (a.min(label(*c)), b.max(label(*c))));
             let mut quantise = |levels: f32| {
                 // A range of zero gets the step of a range of one, so that nothing is divided by zero.
                 let step = if high > low { (high - low) / levels } else { 1.0 / levels };
@@ -226,7 +226,8 @@ impl LabelCache {
     ) {
         let (rank, tiles) = (self.rank, self.capacity.div_ceil(LANES));
         let used = self.len.div_ceil(LANES);
-        let range = |lane_size: usize| head * tiles * rank * lane_size..(head * tiles + used) * rank * lane_size;
+        let range =
+            |lane_size: usize| head * tiles * rank * lane_size..(head * tiles + used) * rank * lane_size;
         let mut sink = Sink { l, keys: &mut keys[..self.len], counts };
         let steps = || {
             let at = head * tiles * 2;

@@ -1,7 +1,13 @@
 //! The naive formulas in f64.
 
 /// `softmax(scale · q Kᵀ) V` over `tokens` for one query head, `keys` and `values` `[n][d]`; and the softmax weights.
-pub fn attention_f64(keys: &[f32], values: &[f32], q: &[f32], scale: f64, tokens: &[u32]) -> (Vec<f64>, Vec<f64>) {
+pub fn attention_f64(
+    keys: &[f32],
+    values: &[f32],
+    q: &[f32],
+    scale: f64,
+    tokens: &[u32],
+) -> (Vec<f64>, Vec<f64>) {
     let d = q.len();
     let row = |all: &[f32], j: u32| -> Vec<f64> {
         all[j as usize * d..(j as usize + 1) * d].iter().map(|v| f64::from(*v)).collect()
@@ -23,6 +29,7 @@ pub fn attention_f64(keys: &[f32], values: &[f32], q: &[f32], scale: f64, tokens
 
 /// The label scores of one query head: `Σ_c q[c] K[j][c]` over the chosen channels.
 pub fn label_scores_f64(keys: &[f32], q: &[f32], channels: &[u32]) -> Vec<f64> {
-    let one = |k: &[f32]| channels.iter().map(|c| f64::from(q[*c as usize]) * f64::from(k[*c as usize])).sum();
+    let one =
+        |k: &[f32]| channels.iter().map(|c| f64::from(q[*c as usize]) * f64::from(k[*c as usize])).sum();
     keys.chunks_exact(q.len()).map(one).collect()
 }

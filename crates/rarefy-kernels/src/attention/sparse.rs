@@ -81,7 +81,9 @@ pub fn attend_double_sparse_with<T: RowValue>(
     check_isa(isa)?;
     let group = check(NAME, cache, &query, out)?;
     not_empty(NAME, cache)?;
-    let bad = |argument, value: String, allowed| Err(KernelError::Argument { kernel: NAME, argument, value, allowed });
+    let bad = |argument, value: String, allowed| {
+        Err(KernelError::Argument { kernel: NAME, argument, value, allowed })
+    };
     if plan.kept == 0 {
         return bad("kept", "0".to_owned(), "at least 1");
     }

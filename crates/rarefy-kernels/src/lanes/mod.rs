@@ -237,7 +237,11 @@ mod tests {
             let mut ends = [0.0; 16];
             ends[..6].copy_from_slice(&[f32::NEG_INFINITY, -1e30, f32::INFINITY, 200.0, f32::NAN, -95.0]);
             let y = dispatch(isa, Exp(ends.to_vec()));
-            assert_eq!((y[0], y[1], y[2], y[3], y[6]), (0.0, 0.0, f32::INFINITY, f32::INFINITY, 1.0), "{isa}");
+            assert_eq!(
+                (y[0], y[1], y[2], y[3], y[6]),
+                (0.0, 0.0, f32::INFINITY, f32::INFINITY, 1.0),
+                "{isa}"
+            );
             assert!(y[4].is_nan() && (f64::from(y[5]) - (-95f64).exp()).abs() < 2e-45, "{isa} {y:?}");
         }
     }

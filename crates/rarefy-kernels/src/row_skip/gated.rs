@@ -137,7 +137,12 @@ impl<T: RowValue> GatedMlp<T> {
         }
         let needed = self.plan.scratch_len(n);
         if scratch.len() < needed {
-            return Err(KernelError::Length { kernel: NAME, array: "scratch", expected: needed, found: scratch.len() });
+            return Err(KernelError::Length {
+                kernel: NAME,
+                array: "scratch",
+                expected: needed,
+                found: scratch.len(),
+            });
         }
         Ok(self.plan.drive(n, None, y, scratch, &|begin, count, first, m, parts| {
             let x = &x[first * d_in..(first + m) * d_in];

@@ -45,7 +45,13 @@ pub(crate) struct Rows<T: RowValue> {
 
 impl<T: RowValue> Rows<T> {
     /// `w[rows, width]` as it is.
-    fn new(kernel: &'static str, array: &'static str, w: &[T], rows: usize, width: usize) -> Result<Self, KernelError> {
+    fn new(
+        kernel: &'static str,
+        array: &'static str,
+        w: &[T],
+        rows: usize,
+        width: usize,
+    ) -> Result<Self, KernelError> {
         length(kernel, array, product(kernel, rows, width)?, w.len())?;
         Ok(Self { data: AlignedBuf::from_slice(w), width })
     }
@@ -91,7 +97,12 @@ fn following<T: RowValue>(rows: &Rows<T>, groups: &[[u32; 4]], g: usize) -> [*co
     groups[(g + 1).min(groups.len() - 1)].map(|i| rows.row(i as usize).as_ptr())
 }
 
-fn length(kernel: &'static str, array: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
+fn length(
+    kernel: &'static str,
+    array: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), KernelError> {
     if expected == found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
 }
 

@@ -22,7 +22,8 @@ pub fn gated_f64(
         let x = &x[t * d_in..(t + 1) * d_in];
         for i in 0..d_ff {
             let row = |w: &[f32]| -> (f64, f64) {
-                let terms = w[i * d_in..(i + 1) * d_in].iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let terms =
+                    w[i * d_in..(i + 1) * d_in].iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
                 terms.fold((0.0, 0.0), |(s, a), p| (s + p, a + p.abs()))
             };
             let ((z, z_scale), (u, u_scale)) = (row(gate), row(up));

@@ -33,7 +33,12 @@ impl<T: RowValue> SkipLinear<T> {
     ///
     /// # Errors
     /// As `new`.
-    pub fn from_rows(w_t: &[T], bias: Option<&[f32]>, d_in: usize, d_out: usize) -> Result<Self, KernelError> {
+    pub fn from_rows(
+        w_t: &[T],
+        bias: Option<&[f32]>,
+        d_in: usize,
+        d_out: usize,
+    ) -> Result<Self, KernelError> {
         Self::build(Rows::new(Self::NAME, "w", w_t, d_in, d_out)?, bias, d_in)
     }
 
@@ -69,7 +74,13 @@ impl<T: RowValue> SkipLinear<T> {
     ///
     /// # Errors
     /// [`KernelError::Length`] unless `a`, `y` and `scratch` have the right lengths.
-    pub fn forward(&self, a: &[f32], n: usize, y: &mut [f32], scratch: &mut [f32]) -> Result<usize, KernelError> {
+    pub fn forward(
+        &self,
+        a: &[f32],
+        n: usize,
+        y: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<usize, KernelError> {
         self.forward_with(Isa::detect(), true, a, n, y, scratch)
     }
 
@@ -198,7 +209,13 @@ impl<T: RowValue> ReluMlp<T> {
     ///
     /// # Errors
     /// [`KernelError::Length`] unless `x`, `y` and `scratch` have the right lengths.
-    pub fn forward(&self, x: &[f32], n: usize, y: &mut [f32], scratch: &mut [f32]) -> Result<usize, KernelError> {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        n: usize,
+        y: &mut [f32],
+        scratch: &mut [f32],
+    ) -> Result<usize, KernelError> {
         self.forward_with(Isa::detect(), true, x, n, y, scratch)
     }
 
