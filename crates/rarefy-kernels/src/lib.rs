@@ -39,6 +39,7 @@ mod error;
 mod isa;
 mod kernel;
 mod lanes;
+pub mod masked_attention;
 mod micro;
 mod nm;
 pub mod oracle;

@@ -16,7 +16,7 @@ pub fn gated_f64(
     x: &[f32],
     near: &mut f64,
 ) -> Scaled {
-    let n = if d_in == 0 { 1 } else { x.len() / d_in };
+    let n = x.len().checked_div(d_in).unwrap_or(1);
     let (mut y, mut scale) = (vec![0.0; n * d_out], vec![0.0; n * d_out]);
     for t in 0..n {
         let x = &x[t * d_in..(t + 1) * d_in];
