@@ -29,7 +29,7 @@ pub(super) fn stride(group: usize, d: usize) -> usize {
 /// `2 n d` stored values per key-value head, each read once whatever the size of the group, and `4 n d` flops per query head: 1
 /// flop per byte of f32 and query head, 2 of bf16. At 14 GB/s and one thread that is 14 GF/s per head of the group; up to four f32
 /// heads are bound by memory. Keys go through registers as four rows against four heads; values are added to `out` in the
-/// first-level cache; a block of 64 tokens stands between, so that the maximum is looked at once per block. Measured (`examples/attention.rs`, d = 128,
+/// first-level cache; a block of 256 tokens stands between, so that the maximum is looked at once per block. Measured (`examples/attention.rs`, d = 128,
 /// eight heads): 91 to 96 % of the read bandwidth in f32, 90 to 92 % in bf16.
 ///
 /// # Errors

@@ -49,8 +49,8 @@ impl DoubleSparse {
 /// # Roofline
 /// Per key-value head: `n r` labels, then `2 T d` stored values in rows of `d` that are asked for eight rows ahead; at 1/16 of tokens
 /// and channels `4 (n d / 16 + n d / 8)` bytes of f32 against `8 n d`: 10.7x is the ideal. The selection costs about a
-/// nanosecond per token on top ([`crate::select::top_k`]). Heads are spread over threads, so one key-value head runs on one. Measured:
-/// see `examples/attention.rs`.
+/// nanosecond per token on top ([`crate::select::top_k`]). Heads are spread over threads, so one key-value head runs on one. Measured
+/// (`examples/attention.rs`, 16 k tokens, d = 128): 5.3–5.9x over the dense attention in f32, 3.4–3.9x in bf16, whose rows are half as long.
 ///
 /// # Errors
 /// [`KernelError::Length`] and [`KernelError::Argument`] for sizes that do not fit, an empty cache, or labels of another length.
@@ -116,7 +116,7 @@ pub fn attend_double_sparse_with<T: RowValue>(
 }
 
 /// Writes to `out` the `out.len()` tokens with the highest label scores for the query `q[d]` of key-value head `head`, ascending;
-/// `scratch` has `labels.len()` elements.
+/// `scratch` has `labels.len()` elements. For inspection: it allocates.
 ///
 /// # Errors
 /// [`KernelError::Length`] and [`KernelError::Argument`] for sizes that do not fit.

@@ -130,7 +130,7 @@ impl Predictor {
     /// Elements of scratch for [`Predictor::predict`].
     pub fn scratch_len(&self) -> usize {
         let (n, b) = (self.basis.n, self.basis.stride());
-        2 * n * self.d_low + self.d_low * b + n * b + 3 * n
+        2 * n * self.d_low + self.d_low * b + n * b + 3 * n + 1
     }
 
     /// Writes the keys of every query, `starts[n + 1]` and `keys[list_len]`, each list ascending.
@@ -217,7 +217,8 @@ impl Job for Predict<'_> {
         keys[..n].iter_mut().enumerate().for_each(|(j, key)| *key = j as u32);
         starts[1] = n as u32;
         let (row, rest) = rest.split_at_mut(n);
-        let (touched, packed) = rest.split_at_mut(n);
+        // One more than tokens: an entry that is not new is written behind the last and not counted.
+        let (touched, packed) = rest.split_at_mut(n + 1);
         let touched: &mut [u32] = bytemuck::cast_slice_mut(touched);
         row.fill(0.0);
         for i in 1..n {
@@ -229,7 +230,7 @@ impl Job for Predict<'_> {
                 let range = p.basis.starts[at] as usize..p.basis.starts[at + 1] as usize;
                 for (t, v) in p.basis.tokens[range.clone()].iter().zip(&p.basis.values[range]) {
                     let entry = &mut row[*t as usize];
-                    touched[found.min(n - 1)] = *t;
+                    touched[found.min(n)] = *t;
                     // Entries are positive, so zero means new; NaN entries are not.
                     found += usize::from(*entry == 0.0);
                     *entry += f * v;
