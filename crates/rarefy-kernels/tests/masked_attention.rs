@@ -56,7 +56,7 @@ fn dense_and_rows_against_the_oracle_over_odd_shapes() {
     for (n, d) in [(1, 1), (3, 5), (16, 16), (17, 33), (65, 64), (130, 20), (197, 64)] {
         let (q, k, v) = (noise(1, n * d), noise(2, n * d), noise(3, n * d));
         let coin = noise(4, n * n);
-        let allowed = |i: usize, j: usize| coin[i * n + j] > 0.5 || (i % 7 == 0 && j < 3);
+        let allowed = |i: usize, j: usize| coin[i * n + j] > 0.5 || (i.is_multiple_of(7) && j < 3);
         let (mut starts, mut keys) = (vec![0], Vec::new());
         for i in 0..n {
             keys.extend((0..n as u32).filter(|j| allowed(i, *j as usize)));
@@ -110,7 +110,6 @@ fn nan_infinity_and_denormals() {
 struct Model {
     n: usize,
     d: usize,
-    low: usize,
     basis: usize,
     p: [Vec<f32>; 4],
     w_down: Vec<f32>,
@@ -125,7 +124,6 @@ fn model(n: usize, d: usize, low: usize, basis: usize, kept: usize, coefficients
     Model {
         n,
         d,
-        low,
         basis,
         p: [noise(5, low * d), noise(6, low), noise(7, low * d), noise(8, low)],
         w_down: noise(9, n * basis).iter().map(|v| v * 0.3).collect(),

@@ -346,11 +346,6 @@ fn n_full(rest: &[u32], bits: &[u32]) -> usize {
 /// The bits of the `kept`-th largest of `bits` and how many equal to it are among the `kept` largest, by bisection.
 #[inline(always)]
 fn search<L: Lanes>(l: L, bits: &[u32], kept: usize) -> (u32, usize) {
-    let above = |cut: u32| -> usize {
-        let (blocks, rest) = bits.as_chunks();
-        let full: u32 = blocks.iter().map(|b| l.above(b, cut).count_ones()).sum();
-        full as usize + rest.iter().filter(|b| **b > cut).count()
-    };
     let most = bits.iter().copied().max().unwrap_or(0);
     let least = bits.iter().copied().min().unwrap_or(0);
     // Invariant: fewer than `kept` above `high`, at least `kept` at or above `low`.
@@ -358,7 +353,7 @@ fn search<L: Lanes>(l: L, bits: &[u32], kept: usize) -> (u32, usize) {
     let mut over = 0;
     while low < high {
         let middle = low + (high - low) / 2;
-        let count = above(middle);
+        let count = count_above(l, bits, middle);
         if count == kept {
             // Exactly the wanted ones: the smallest of them is the cut, all of its equals included.
             let cut = bits.iter().copied().filter(|b| *b > middle).min().unwrap_or(middle);
@@ -372,4 +367,18 @@ fn search<L: Lanes>(l: L, bits: &[u32], kept: usize) -> (u32, usize) {
         }
     }
     (low, kept - over)
+}
+
+/// How many of `bits` are above `cut`.
+#[inline(always)]
+fn count_above<L: Lanes>(l: L, bits: &[u32], cut: u32) -> usize {
+    let (blocks, rest) = bits.as_chunks::<LANES>();
+    let mut count = 0;
+    for block in blocks {
+        count += l.above(block, cut).count_ones() as usize;
+    }
+    for b in rest {
+        count += usize::from(*b > cut);
+    }
+    count
 }
