@@ -36,6 +36,26 @@ pub enum KernelError {
         /// The best available.
         best: Isa,
     },
+    /// An argument outside its range.
+    #[error("{kernel}: `{argument}` = {value}: allowed is {allowed}")]
+    Argument {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Which argument.
+        argument: &'static str,
+        /// The value given.
+        value: String,
+        /// The allowed range.
+        allowed: &'static str,
+    },
+    /// A cache of fixed capacity has no room for another token.
+    #[error("{kernel}: the cache holds {capacity} tokens and is full")]
+    Full {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// Tokens it can hold.
+        capacity: usize,
+    },
     /// A benchmark specification outside its range.
     #[error("bench setting `{field}` = {value}: allowed is {allowed}")]
     Setting {

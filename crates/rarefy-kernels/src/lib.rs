@@ -33,9 +33,11 @@
 
 #![allow(unsafe_code)] // The one crate that may: each block carries its safety argument.
 
+pub mod attention;
 pub mod bandwidth;
 pub mod bench;
 mod buffer;
+pub mod calibrate;
 pub mod chw;
 mod clamp;
 pub mod cnn;
@@ -45,6 +47,8 @@ mod error;
 mod group_sparse;
 mod isa;
 mod kernel;
+mod lanes;
+pub mod masked_attention;
 mod micro;
 mod nm;
 pub mod oracle;
@@ -54,7 +58,10 @@ pub mod plan;
 mod quantised;
 #[cfg(target_arch = "x86_64")]
 mod registers;
+pub mod row_skip;
 mod rows;
+mod rowwise;
+pub mod select;
 pub mod spmm;
 
 pub use buffer::AlignedBuf;
@@ -64,6 +71,7 @@ pub use error::KernelError;
 pub use group_sparse::{Balance, SparseGroups};
 pub use isa::{CpuFeatures, Isa, cpu_features};
 pub use kernel::LinearKernel;
+pub use lanes::RowValue;
 pub use micro::Value;
 pub use nm::{Nm, NmBf16, NmF32};
 pub use panel::{Panel, PanelBf16, PanelF32};
