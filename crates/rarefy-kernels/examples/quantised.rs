@@ -31,9 +31,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     Kind::Quantised { bits: 4, group: 32, exact: false },
                     Kind::Quantised { bits: 4, group: 128, exact: false },
                     Kind::Quantised { bits: 4, group: 32, exact: true },
-                    Kind::GroupSparse { bits: 4, group: 16 },
-                    Kind::GroupSparse { bits: 4, group: 32 },
-                    Kind::GroupSparse { bits: 8, group: 16 },
+                    Kind::GroupSparse { bits: 4, group: 16, exact: false },
+                    Kind::GroupSparse { bits: 4, group: 16, exact: true },
+                    Kind::GroupSparse { bits: 4, group: 32, exact: true },
+                    Kind::GroupSparse { bits: 8, group: 16, exact: true },
                 ],
                 ..BenchSpec::default()
             };
