@@ -9,8 +9,11 @@
 //! | [`DenseF32`], [`DenseBf16`] | any | 4, 2 |
 //! | [`PanelF32`], [`PanelBf16`] | unstructured zeros | `4 (1 − s) + 1/8`, `2 (1 − s) + 1/8` |
 //! | [`NmF32`], [`NmBf16`] | N of M | `4 N/M + 1/8`, `2 N/M + 1/8` |
+//! | [`Quantised`] | any, as codes of `b` bits in groups of G | `b/8 + (2 + b/8)/G` |
+//! | [`SparseGroups`] | whole groups of G zeros, codes of `b` bits | `(1 − s)(b/8 + (2 + b/8)/G) + 1/(8 G)` |
 //!
 //! # Same bits
+//! (Of the kernels over f32 and bf16; the quantised ones promise the same for tokens, threads and AVX paths, see their pages.)
 //! Every output is one chain of multiply-adds over ascending columns, starting at zero, whatever the kernel, the number of tokens
 //! in the call and the number of threads. So a token's result does not depend on its batch, one and two
 //! threads agree bit for bit, and a sparse kernel agrees bit for bit with the dense kernel on the same weights (for

@@ -13,7 +13,7 @@ pub(super) fn make(from: &Weights<'_>, kind: Kind) -> Result<(Box<dyn LinearKern
             let cut = (from.spec.sparsity * (1u64 << 32) as f64) as u64;
             let groups = cols.checked_div(group).unwrap_or(0);
             // Exactly the same number in each row, as pruning by rows leaves it: the lowest of random scores.
-            let prune = (cut as u128 * groups as u128 >> 32) as usize;
+            let prune = ((u128::from(cut) * groups as u128) >> 32) as usize;
             let mut keep = Vec::with_capacity(rows.saturating_mul(groups));
             for row in 0..rows {
                 let score = |g: usize| mix(from.spec.seed ^ (row * groups + g) as u64);

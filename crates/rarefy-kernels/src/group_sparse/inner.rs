@@ -18,15 +18,13 @@ const AHEAD: usize = 4096;
 /// Sums of the rows in `rows` over the kept groups in `groups`, which lie in one segment: `sink(row, begins, token, sum)` for each row
 /// with a group there; `begins` when the row's first group is among them.
 pub(super) fn segment(
-    m: &SparseGroups,
-    isa: Isa,
+    call: &Call<'_>,
     groups: Range<usize>,
     rows: Range<usize>,
-    x: Input<'_>,
-    n: usize,
     list: &mut List,
     mut sink: impl FnMut(usize, bool, usize, f32),
 ) {
+    let Call { m, isa, x, n } = *call;
     assert!(groups.start < groups.end && groups.end <= m.kept, "the groups exist");
     match x {
         Input::Numbers(x) => assert_eq!(x.len(), n * m.cols, "x is [n, cols]"),
@@ -98,6 +96,14 @@ impl List {
             zeros: [0; PIECE + 32],
         }
     }
+}
+
+/// What stays the same for all segments.
+pub(super) struct Call<'a> {
+    pub(super) m: &'a SparseGroups,
+    pub(super) isa: Isa,
+    pub(super) x: Input<'a>,
+    pub(super) n: usize,
 }
 
 /// Activations as given, or as bytes (see `pack_bytes`).
@@ -370,11 +376,9 @@ unsafe fn scales_and_zeros<L: Lanes>(m: &SparseGroups, range: Range<usize>, list
         let to = &mut list.zeros[first - begin..][..16];
         match m.fixed_zero {
             Some(z) => to.fill(z),
-            None => {
-                for (to, byte) in to.chunks_exact_mut(2).zip(&zeros[first / 2..first / 2 + 8]) {
-                    (to[0], to[1]) = (byte & 15, byte >> 4);
-                }
-            }
+            // SAFETY: eight bytes from there on are readable thanks to the padding, and `to` has sixteen. One vector, not
+            // bytes: four are read back at once, which would have to wait for four stores.
+            None => unsafe { L::unpack(zeros.as_ptr().add(first / 2), to.as_mut_ptr()) },
         }
     }
 }
@@ -458,7 +462,7 @@ impl Run {
                     acc[chain] = L::fma(w, L::load(x.add(t * self.cols + 16 * h)), acc[chain]);
                 }
             }
-            if self.size % 16 != 0 {
+            if !self.size.is_multiple_of(16) {
                 let at = self.size - 8;
                 let q = if BITS == 4 { L::codes4_low8(p.add(at / 2)) } else { L::codes8(p.add(at)) };
                 let w = Self::weights::<L, WIDE>(q, scale, offset);
@@ -526,7 +530,7 @@ unsafe fn run<L: Lanes, const N: usize, const BITS: u32, const GROUP: usize, con
             i += 4;
         }
         while i < n {
-            if (i + skip) % 2 == 0 {
+            if (i + skip).is_multiple_of(2) {
                 of.one::<L, N, BITS, WIDE>(i, 0, &mut acc);
             } else {
                 of.one::<L, N, BITS, WIDE>(i, 1, &mut acc);

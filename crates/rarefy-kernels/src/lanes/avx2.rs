@@ -209,6 +209,14 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn unpack(p: *const u8, out: *mut u8) {
+        unsafe {
+            let v = _mm_loadl_epi64(p.cast());
+            let nibbles = _mm_and_si128(_mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v)), _mm_set1_epi8(15));
+            _mm_storeu_si128(out.cast(), nibbles);
+        }
+    }
+    #[inline(always)]
     unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> Self::I {
         unsafe {
             both!(|i| {

@@ -68,6 +68,8 @@ pub(crate) trait Lanes {
     unsafe fn load_low8(p: *const f32) -> Self::F;
     /// Eight bytes: lane `i` is nibble `i`, low nibbles first.
     unsafe fn nibbles_in_order(p: *const u8) -> Self::I;
+    /// Eight bytes to sixteen: nibble `i`, low nibbles first.
+    unsafe fn unpack(p: *const u8, out: *mut u8);
     /// Four groups of 16: lane `4 i + j` is the sum of four products of group `i`, whose weights are the nibbles of its 8 bytes at `codes`
     /// minus the byte `zeros[i] < 16`, and whose activations are the 16 unsigned bytes at `x[i]`: first those of the low nibbles, then those
     /// of the high ones. 64 bytes at `codes` are readable.

@@ -151,6 +151,12 @@ impl Lanes for Portable {
         each(|i| u32::from(bytes[i / 2] >> (i % 2 * 4) & 0xf))
     }
     #[inline(always)]
+    unsafe fn unpack(p: *const u8, out: *mut u8) {
+        let bytes = unsafe { read::<8>(p) };
+        let nibbles: [u8; 16] = std::array::from_fn(|i| bytes[i / 2] >> (i % 2 * 4) & 0xf);
+        unsafe { out.cast::<[u8; 16]>().write_unaligned(nibbles) };
+    }
+    #[inline(always)]
     unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> [u32; 16] {
         let (codes, zeros) = unsafe { (read::<32>(codes), read::<4>(zeros)) };
         let x = x.map(|x| unsafe { read::<16>(x) });
