@@ -84,7 +84,7 @@ fn kinds() -> Vec<Kind> {
     kinds.extend([
         Kind::Quantised { bits: 8, group: 128, exact: false },
         Kind::Quantised { bits: 4, group: 32, exact: false },
-        Kind::GroupSparse { bits: 4, group: 16 },
+        Kind::GroupSparse { bits: 4, group: 16, exact: false },
     ]);
     kinds
 }

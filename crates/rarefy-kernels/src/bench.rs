@@ -42,6 +42,7 @@ pub enum Kind {
     GroupSparse {
         bits: u32,
         group: usize,
+        exact: bool,
     },
 }
 
@@ -88,7 +89,9 @@ impl std::fmt::Display for Kind {
             Kind::Quantised { bits, group, exact } => {
                 f.pad(&format!("int{bits} g{group}{}", if *exact { " exact" } else { "" }))
             }
-            Kind::GroupSparse { bits, group } => f.pad(&format!("W{bits} 1x{group}")),
+            Kind::GroupSparse { bits, group, exact } => {
+                f.pad(&format!("W{bits} 1x{group}{}", if *exact { " exact" } else { "" }))
+            }
         }
     }
 }

@@ -89,6 +89,14 @@ pub enum KernelError {
     /// A matrix could not be packed.
     #[error(transparent)]
     Format(#[from] rarefy_sparsity::SparsityError),
+    /// A combination that a kernel does not run.
+    #[error("{kernel}: {what}")]
+    Unsupported {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// What it lacks, and what to take instead.
+        what: &'static str,
+    },
     /// The operating system refused worker threads.
     #[error("could not start {threads} worker threads: {reason}")]
     Threads {

@@ -10,12 +10,15 @@
 //! | [`PanelF32`], [`PanelBf16`] | unstructured zeros | `4 (1 − s) + 1/8`, `2 (1 − s) + 1/8` |
 //! | [`NmF32`], [`NmBf16`] | N of M | `4 N/M + 1/8`, `2 N/M + 1/8` |
 //! | [`spmm::Spmm`], [`spmm::SpmmChannels`] | blocks of B rows by one column | `4 (1 − s)(1 + 1/B)` |
+//! | [`Quantised`] | any, as codes of `b` bits in groups of G | `b/8 + (2 + b/8)/G` |
+//! | [`SparseGroups`] | whole groups of G zeros, codes of `b` bits | `(1 − s)(b/8 + (2 + b/8)/G) + 1/(8 G)` |
 //!
 //! With many pixels or rows of activations multiply-adds are the bound ([`peak`]), and a sparse kernel gains by doing fewer at nearly
 //! the same rate: [`mod@spmm`] for 1×1 convolutions in channel-major layout, [`chw`] for the layers around them, [`cnn`] to run
 //! whole networks of these.
 //!
 //! # Same bits
+//! (Of the kernels over f32 and bf16; the quantised ones promise the same for tokens, threads and AVX paths, see their pages.)
 //! Every output is one chain of multiply-adds over ascending columns, starting at zero, whatever the kernel, the number of tokens
 //! in the call and the number of threads. So a token's result does not depend on its batch, one and two
 //! threads agree bit for bit, and a sparse kernel agrees bit for bit with the dense kernel on the same weights (for

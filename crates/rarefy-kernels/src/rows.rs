@@ -87,7 +87,11 @@ impl<'a> Out<'a> {
         // a `&mut [f32]` has no alias.
         unsafe {
             let to = self.y.add(t * self.rows + first);
-            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+            match values {
+                // Spares a call for the one sum of a row.
+                [v] => to.write(*v),
+                _ => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
+            }
         }
     }
 }

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use rarefy_kernels::{Balance, Isa, KernelError, LinearKernel, SparseGroups, oracle::linear_f64};
+use rarefy_kernels::{
+    Activations, Balance, Isa, KernelError, LinearKernel, SparseGroups, oracle::linear_f64,
+};
 use rarefy_sparsity::formats::{GroupSparse, QuantSettings, ScaleType, Scheme};
 
 mod support;
@@ -27,7 +29,7 @@ fn run(k: &SparseGroups, balance: Balance, isa: Isa, x: &[f32], n: usize, thread
 fn check(w: &[f32], rows: usize, cols: usize, keep: &[bool], x: &[f32], n: usize, q: QuantSettings) {
     let m = GroupSparse::encode(w, rows, cols, keep, q).unwrap();
     let (want, scale) = linear_f64(&m.decode(), rows, cols, x, n);
-    let k = SparseGroups::new(&m).unwrap();
+    let k = SparseGroups::new(&m, Activations::Exact).unwrap();
     assert_eq!((k.rows(), k.cols(), k.nnz()), (rows, cols, m.kept() * q.group));
     let mut first: Option<Vec<u32>> = None;
     for isa in Isa::available() {
@@ -53,6 +55,69 @@ fn check(w: &[f32], rows: usize, cols: usize, keep: &[bool], x: &[f32], n: usize
     }
 }
 
+/// Eight-bit activations, one scale per token: the documented rounding in f64, and its bound.
+#[test]
+fn eight_bit_activations_are_the_documented_ones_and_within_their_bound() {
+    for (rows, groups, density, symmetric) in [
+        (1, 1, 1.0, false),
+        (9, 37, 0.5, false),
+        (7, 1100, 0.6, true),
+        (13, 20, 0.03, false),
+        (300, 128, 0.5, false),
+    ] {
+        let cols = groups * 16;
+        let kept = keep(groups as u64, rows * groups, density);
+        let q = settings(4, 16, symmetric, false);
+        let m = GroupSparse::encode(&noise(3, rows * cols), rows, cols, &kept, q).unwrap();
+        let k = SparseGroups::new(&m, Activations::Int8).unwrap();
+        let w = m.decode();
+        for n in [1, 3] {
+            let mut x = noise(5, n * cols);
+            let (want, scale) = linear_f64(&w, rows, cols, &x, n);
+            let mut first: Option<Vec<u32>> = None;
+            for isa in Isa::available() {
+                let y = run(&k, Balance::Groups, isa, &x, n, 1);
+                for (i, v) in y.iter().enumerate() {
+                    let (line, w) = (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
+                    let most = line.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                    let rounded =
+                        |v: f32| f64::from((v * (127.0 / most)).round_ties_even()) * f64::from(most / 127.0);
+                    let integer: f64 = line.iter().zip(w).map(|(x, w)| rounded(*x) * f64::from(*w)).sum();
+                    let size = w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(most);
+                    // Bytes are shifted by 128, so sums are up to twice as large before the shift is taken off.
+                    assert!(
+                        (f64::from(*v) - integer).abs() <= 2e-6 * size,
+                        "{isa} {rows} [{i}]: {v} for {integer}"
+                    );
+                    assert!(
+                        (f64::from(*v) - want[i]).abs() <= size / 253.9 + 2e-6 * size,
+                        "{isa}: the bound"
+                    );
+                    assert!(scale[i] != 0.0 || *v == 0.0, "a row without weights is 0");
+                }
+                let y = bits(&y);
+                for threads in [1, 2, 3] {
+                    for balance in [Balance::Groups, Balance::Rows] {
+                        let again = run(&k, balance, isa, &x, n, threads);
+                        assert_eq!(y, bits(&again), "{isa} {threads} threads, {balance:?}");
+                    }
+                }
+                if isa != Isa::Portable {
+                    assert_eq!(&y, first.get_or_insert_with(|| y.clone()), "{isa}: same bits");
+                }
+            }
+            x[cols - 1] = f32::INFINITY;
+            let y = run(&k, Balance::Groups, Isa::detect(), &x, n, 1);
+            assert!(
+                y.iter().enumerate().all(|(i, v)| v.is_nan() == (i < rows)),
+                "a bad number spoils its token"
+            );
+        }
+    }
+    let m = GroupSparse::encode(&[1.0; 32], 1, 32, &[true], settings(4, 32, false, false)).unwrap();
+    assert!(matches!(SparseGroups::new(&m, Activations::Int8), Err(KernelError::Unsupported { .. })));
+}
+
 #[test]
 fn by_hand() {
     // Two groups of eight, the second kept: 0 … 6 and 15, so s = 1 and nothing is rounded; x = 1 … 16:
@@ -62,7 +127,7 @@ fn by_hand() {
     let m = GroupSparse::encode(&w, 1, 16, &[false, true], settings(4, 8, false, true)).unwrap();
     let x: Vec<f32> = (1..17).map(|i| i as f32).collect();
     for isa in Isa::available() {
-        let y = run(&SparseGroups::new(&m).unwrap(), Balance::Groups, isa, &x, 1, 1);
+        let y = run(&SparseGroups::new(&m, Activations::Exact).unwrap(), Balance::Groups, isa, &x, 1, 1);
         assert_eq!(y, [520.0], "{isa}");
     }
 }
@@ -150,7 +215,7 @@ fn a_token_does_not_depend_on_its_batch() {
         settings(4, 16, false, false),
     )
     .unwrap();
-    let k = SparseGroups::new(&m).unwrap();
+    let k = SparseGroups::new(&m, Activations::Exact).unwrap();
     let x = noise(6, 15 * cols);
     for isa in Isa::available() {
         let all = run(&k, Balance::Groups, isa, &x, 15, 2);
@@ -171,7 +236,7 @@ fn bad_activations_touch_only_the_rows_that_keep_their_group() {
         let mut x = noise(1, n * cols);
         x[cols + 3 * 16 + 5] = bad;
         for isa in Isa::available() {
-            let y = run(&SparseGroups::new(&m).unwrap(), Balance::Groups, isa, &x, n, 1);
+            let y = run(&SparseGroups::new(&m, Activations::Exact).unwrap(), Balance::Groups, isa, &x, n, 1);
             for (i, v) in y.iter().enumerate() {
                 let (t, r) = (i / rows, i % rows);
                 assert_eq!(v.is_finite(), t == 0 || !kept[r * 10 + 3], "{isa} token {t} row {r}: {v}");
@@ -208,9 +273,10 @@ fn denormals_unaligned_empty_and_wrong_lengths() {
         );
     }
     let m = GroupSparse::encode(&[1.0; 48], 3, 16, &[true; 3], settings(4, 16, false, false)).unwrap();
-    let k = SparseGroups::new(&m).unwrap();
+    let k = SparseGroups::new(&m, Activations::Exact).unwrap();
     let x = noise(1, 33);
-    let (mut y, mut s) = ([0.0; 7], [0.0; 5]);
+    let (mut y, mut s) = ([0.0; 7], [0.0; 54]);
+    assert_eq!(k.scratch_len(2), 2 + 2 + 32 + 15);
     k.forward(&x[1..], 2, &mut y[1..], &mut s[3..]).unwrap();
     assert_eq!(bits(&y[1..]), bits(&run(&k, Balance::Groups, Isa::detect(), &x[1..], 2, 1)));
     let found = |r: Result<(), KernelError>| match r {
@@ -219,7 +285,7 @@ fn denormals_unaligned_empty_and_wrong_lengths() {
     };
     assert_eq!(found(k.forward(&x[..31], 2, &mut y[1..], &mut s)), "x");
     assert_eq!(found(k.forward(&x[..32], 2, &mut y, &mut s)), "y");
-    assert_eq!(found(k.forward(&x[..32], 2, &mut y[1..], &mut s[..1])), "scratch");
+    assert_eq!(found(k.forward(&x[..32], 2, &mut y[1..], &mut s[..50])), "scratch");
 }
 
 proptest! {

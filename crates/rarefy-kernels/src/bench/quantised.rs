@@ -9,11 +9,11 @@ use crate::{Activations, Dense, KernelError, Quantised, SparseGroups};
 pub(super) fn make(from: &Weights<'_>, kind: Kind) -> Result<(Box<dyn Runs>, Decode), KernelError> {
     let (rows, cols) = (from.spec.rows, from.spec.cols);
     match kind {
-        Kind::GroupSparse { bits, group } => {
+        Kind::GroupSparse { bits, group, exact } => {
             let cut = (from.spec.sparsity * (1u64 << 32) as f64) as u64;
             let groups = cols.checked_div(group).unwrap_or(0);
             // Exactly the same number in each row, as pruning by rows leaves it: the lowest of random scores.
-            let prune = (cut as u128 * groups as u128 >> 32) as usize;
+            let prune = ((u128::from(cut) * groups as u128) >> 32) as usize;
             let mut keep = Vec::with_capacity(rows.saturating_mul(groups));
             for row in 0..rows {
                 let score = |g: usize| mix(from.spec.seed ^ (row * groups + g) as u64);
@@ -24,7 +24,10 @@ pub(super) fn make(from: &Weights<'_>, kind: Kind) -> Result<(Box<dyn Runs>, Dec
                 keep.extend(line);
             }
             let m = GroupSparse::encode(&from.full, rows, cols, &keep, settings(bits, group))?;
-            Ok((Box::new(SparseGroups::new(&m)?), Decode::Sparse(m)))
+            Ok((
+                Box::new(SparseGroups::new(&m, if exact { Activations::Exact } else { Activations::Int8 })?),
+                Decode::Sparse(m),
+            ))
         }
         Kind::Quantised { bits, group, exact } => {
             let m = GroupQuantised::encode(&from.full, rows, cols, settings(bits, group))?;
@@ -62,7 +65,8 @@ pub(super) fn checked(
     let most = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     w.iter_mut().for_each(|v| *v = v.abs());
     let size = output(&Dense::new(&w, rows, cols)?, &vec![most; cols], 1)?;
-    let rounds = matches!(kind, Kind::Quantised { exact: false, .. });
+    let rounds =
+        matches!(kind, Kind::Quantised { exact: false, .. } | Kind::GroupSparse { exact: false, .. });
     let relative = if rounds { 1.0 / 253.9 } else { 0.0 } + 2e-5;
     let wrong = |i: &usize| {
         let error = (want[*i] - found[*i]).abs();

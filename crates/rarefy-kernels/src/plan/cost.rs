@@ -200,7 +200,7 @@ impl Kind {
                 groups * (group as f64 * f64::from(bits) / 8.0 + quantised_head(bits))
             }
             // The places of the kept groups: a bit for every group, or two bytes for every kept one.
-            Kind::GroupSparse { bits, group } => {
+            Kind::GroupSparse { bits, group, .. } => {
                 let all = rows as f64 * (width / group.max(1)) as f64;
                 let kept = rows as f64 * kept_groups(width, group, sparsity);
                 let places = (all / 8.0).min(2.0 * kept);
@@ -250,7 +250,7 @@ mod tests {
             Kind::NmF32 { n: 4, m: 8 },
             Kind::Quantised { bits: 4, group: 32, exact: false },
             Kind::Quantised { bits: 8, group: 128, exact: false },
-            Kind::GroupSparse { bits: 4, group: 16 },
+            Kind::GroupSparse { bits: 4, group: 16, exact: false },
         ]);
         kinds
     }

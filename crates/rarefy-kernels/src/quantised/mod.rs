@@ -67,7 +67,8 @@ impl Shape {
 
 /// A [`GroupQuantised`] matrix ready to run; see the module's head for layout, roofline and accuracy.
 ///
-/// Measured on one shared Sapphire Rapids core and on two, see `examples/quantised.rs`.
+/// Measured on shared Sapphire Rapids cores at 11008 x 4096, one token, in percent of the read bandwidth of the same run, one and two threads: int8 85–101
+/// and 90, int4 in groups of 32 88–94 and 85, exact activations with int8 81–87 and 83, with int4 64–75 and 70 (`examples/quantised.rs`).
 #[derive(Debug, Clone)]
 pub struct Quantised {
     shape: Shape,

@@ -28,7 +28,7 @@ pub const INT8: Kind = Kind::Quantised { bits: 8, group: 128, exact: false };
 /// Dense four-bit weights.
 pub const INT4: Kind = Kind::Quantised { bits: 4, group: 32, exact: false };
 /// Four-bit weights in kept groups of 1 × 16.
-pub const GROUPS: Kind = Kind::GroupSparse { bits: 4, group: 16 };
+pub const GROUPS: Kind = Kind::GroupSparse { bits: 4, group: 16, exact: false };
 
 /// Bytes of the last-level cache, as Linux tells it; 32 MiB where it does not.
 #[must_use]

@@ -65,6 +65,10 @@ impl Lanes for Avx2 {
         unsafe { both!(|i| _mm256_add_ps(a[i], b[i])) }
     }
     #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(|i| _mm256_sub_ps(a[i], b[i])) }
+    }
+    #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         unsafe { both!(|i| _mm256_mul_ps(a[i], b[i])) }
     }
@@ -162,26 +166,25 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn codes4(p: *const u8, z: u8) -> Self::F {
+    unsafe fn codes4(p: *const u8) -> Self::F {
         unsafe {
             let shifts = _mm256_set_epi32(12, 12, 8, 8, 4, 4, 0, 0);
-            let (mask, zero) = (_mm256_set1_epi32(15), _mm256_set1_epi32(i32::from(z)));
+            let mask = _mm256_set1_epi32(15);
             let words = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
             let halves = [words, _mm256_srli_epi32::<16>(words)];
             both!(|i| {
                 let code = _mm256_and_si256(_mm256_srlv_epi32(halves[i], shifts), mask);
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero))
+                _mm256_cvtepi32_ps(code)
             })
         }
     }
     #[inline(always)]
-    unsafe fn codes4_low8(p: *const u8, z: u8) -> Self::F {
+    unsafe fn codes4_low8(p: *const u8) -> Self::F {
         unsafe {
             let (shifts, mask) = (_mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0), _mm256_set1_epi32(15));
             let word = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
             let code = _mm256_and_si256(_mm256_srlv_epi32(word, shifts), mask);
-            let zero = _mm256_set1_epi32(i32::from(z));
-            [_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)); 2]
+            [_mm256_cvtepi32_ps(code); 2]
         }
     }
     #[inline(always)]
@@ -189,12 +192,55 @@ impl Lanes for Avx2 {
         unsafe { [_mm256_loadu_ps(p), _mm256_setzero_ps()] }
     }
     #[inline(always)]
-    unsafe fn codes8(p: *const u8, z: u8) -> Self::F {
+    unsafe fn codes8(p: *const u8) -> Self::F {
         unsafe {
-            let zero = _mm256_set1_epi32(i32::from(z));
             both!(|i| {
                 let code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()));
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero))
+                _mm256_cvtepi32_ps(code)
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibbles_in_order(p: *const u8) -> Self::I {
+        unsafe {
+            let v = _mm_loadl_epi64(p.cast());
+            let both = _mm_and_si128(_mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v)), _mm_set1_epi8(15));
+            [_mm256_cvtepu8_epi32(both), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(both))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8, out: *mut u8) {
+        unsafe {
+            let v = _mm_loadl_epi64(p.cast());
+            let nibbles = _mm_and_si128(_mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v)), _mm_set1_epi8(15));
+            _mm_storeu_si128(out.cast(), nibbles);
+        }
+    }
+    #[inline(always)]
+    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> Self::I {
+        unsafe {
+            both!(|i| {
+                let v = _mm_loadu_si128(codes.add(16 * i).cast());
+                let (low, high) = (
+                    _mm_and_si128(v, _mm_set1_epi8(15)),
+                    _mm_and_si128(_mm_srli_epi16::<4>(v), _mm_set1_epi8(15)),
+                );
+                let code = _mm256_set_m128i(_mm_unpackhi_epi64(low, high), _mm_unpacklo_epi64(low, high));
+                let z = [zeros.add(2 * i).read() as i8, zeros.add(2 * i + 1).read() as i8];
+                let weight =
+                    _mm256_sub_epi8(code, _mm256_set_m128i(_mm_set1_epi8(z[1]), _mm_set1_epi8(z[0])));
+                let x = _mm256_loadu2_m128i(x[2 * i + 1].cast(), x[2 * i].cast());
+                // Two products of at most 255 · 15 do not saturate 16 bits.
+                _mm256_madd_epi16(_mm256_maddubs_epi16(x, weight), _mm256_set1_epi16(1))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread4(p: *const f32) -> Self::F {
+        unsafe {
+            both!(|i| {
+                let (a, b) = (p.add(2 * i).read(), p.add(2 * i + 1).read());
+                _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a))
             })
         }
     }

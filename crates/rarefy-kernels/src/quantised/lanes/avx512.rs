@@ -2,7 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{CODES, Lanes};
+use super::Lanes;
+
+/// The numbers of the sixteen codes.
+static CODES: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 /// AVX-512 F, BW, VL, VBMI2 and VNNI.
 pub(crate) struct Avx512;
@@ -31,6 +35,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
@@ -94,7 +102,7 @@ impl Lanes for Avx512 {
                 6 => _mm512_srli_epi32::<24>(v),
                 _ => _mm512_srli_epi32::<28>(v),
             };
-            _mm512_permutexvar_ps(index, _mm512_loadu_ps(CODES.as_ptr().add(15)))
+            _mm512_permutexvar_ps(index, _mm512_loadu_ps(CODES.as_ptr()))
         }
     }
     #[inline(always)]
@@ -126,21 +134,20 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn codes4(p: *const u8, z: u8) -> __m512 {
+    unsafe fn codes4(p: *const u8) -> __m512 {
         unsafe {
-            // One broadcasting load of both words, which costs no vector port; the table starts at the zero point, so it needs none either.
+            // One broadcasting load of both words, which costs no vector port.
             let shifts = _mm512_set_epi32(28, 28, 24, 24, 20, 20, 16, 16, 12, 12, 8, 8, 4, 4, 0, 0);
             let index = _mm512_srlv_epi32(_mm512_set1_epi64(p.cast::<i64>().read_unaligned()), shifts);
-            // `z` may be up to 15, so sixteen numbers from there on are in the table.
-            _mm512_permutexvar_ps(index, _mm512_loadu_ps(CODES.as_ptr().add(15 - usize::from(z))))
+            _mm512_permutexvar_ps(index, _mm512_loadu_ps(CODES.as_ptr()))
         }
     }
     #[inline(always)]
-    unsafe fn codes4_low8(p: *const u8, z: u8) -> __m512 {
+    unsafe fn codes4_low8(p: *const u8) -> __m512 {
         unsafe {
             let shifts = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
             let index = _mm512_srlv_epi32(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()), shifts);
-            _mm512_permutexvar_ps(index, _mm512_loadu_ps(CODES.as_ptr().add(15 - usize::from(z))))
+            _mm512_permutexvar_ps(index, _mm512_loadu_ps(CODES.as_ptr()))
         }
     }
     #[inline(always)]
@@ -148,10 +155,58 @@ impl Lanes for Avx512 {
         unsafe { _mm512_zextps256_ps512(_mm256_loadu_ps(p)) }
     }
     #[inline(always)]
-    unsafe fn codes8(p: *const u8, z: u8) -> __m512 {
+    unsafe fn codes8(p: *const u8) -> __m512 {
         unsafe {
             let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(i32::from(z))))
+            _mm512_cvtepi32_ps(wide)
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibbles_in_order(p: *const u8) -> __m512i {
+        unsafe {
+            let v = _mm_loadl_epi64(p.cast());
+            let both = _mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v));
+            _mm512_cvtepu8_epi32(_mm_and_si128(both, _mm_set1_epi8(15)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8, out: *mut u8) {
+        unsafe {
+            let v = _mm_loadl_epi64(p.cast());
+            let nibbles = _mm_and_si128(_mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v)), _mm_set1_epi8(15));
+            _mm_storeu_si128(out.cast(), nibbles);
+        }
+    }
+    #[inline(always)]
+    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> __m512i {
+        unsafe {
+            let twice =
+                _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), Self::load_i(codes));
+            let shifted = _mm512_srlv_epi64(twice, _mm512_set_epi64(4, 0, 4, 0, 4, 0, 4, 0));
+            let code = _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+            let pick = _mm512_set_epi64(
+                0x0303_0303_0303_0303,
+                0x0303_0303_0303_0303,
+                0x0202_0202_0202_0202,
+                0x0202_0202_0202_0202,
+                0x0101_0101_0101_0101,
+                0x0101_0101_0101_0101,
+                0,
+                0,
+            );
+            let zero = _mm512_shuffle_epi8(_mm512_set1_epi32(zeros.cast::<i32>().read_unaligned()), pick);
+            let [a, b, c, d] = x.map(|p| _mm_loadu_si128(p.cast()));
+            let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+            let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d);
+            let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, _mm512_sub_epi8(code, zero))
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread4(p: *const f32) -> __m512 {
+        unsafe {
+            let pick = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), pick)
         }
     }
     #[inline(always)]

@@ -10,17 +10,6 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod portable;
 
-/// `i − 15` at position `i`: sixteen floats from position `15 − z` on are the values of the sixteen codes with zero point `z`.
-pub(crate) static CODES: [f32; 31] = {
-    let mut t = [0.0; 31];
-    let mut i = 0;
-    while i < 31 {
-        t[i] = i as f32 - 15.0;
-        i += 1;
-    }
-    t
-};
-
 /// Sixteen lanes of f32 (`F`) and of i32 (`I`).
 ///
 /// # Safety
@@ -37,6 +26,7 @@ pub(crate) trait Lanes {
     /// 64 bytes.
     unsafe fn store(p: *mut f32, v: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
@@ -68,14 +58,24 @@ pub(crate) trait Lanes {
     unsafe fn bytes16(p: *const u8) -> Self::I;
     /// Eight bytes: lanes 0–7 from the low, 8–15 from the high nibbles.
     unsafe fn nibbles16(p: *const u8) -> Self::I;
-    /// Eight bytes as two words: lane `2 i` is nibble `i` of the first, lane `2 i + 1` of the second, minus `z < 16`.
-    unsafe fn codes4(p: *const u8, z: u8) -> Self::F;
-    /// Four bytes: lane `i` of the first eight is nibble `i` minus `z < 16`; the other lanes are finite.
-    unsafe fn codes4_low8(p: *const u8, z: u8) -> Self::F;
-    /// Sixteen bytes: lane `i` is byte `i` minus `z`.
-    unsafe fn codes8(p: *const u8, z: u8) -> Self::F;
+    /// Eight bytes as two words: lane `2 i` is nibble `i` of the first, lane `2 i + 1` of the second.
+    unsafe fn codes4(p: *const u8) -> Self::F;
+    /// Four bytes: lane `i` of the first eight is nibble `i`; the other lanes are finite.
+    unsafe fn codes4_low8(p: *const u8) -> Self::F;
+    /// Sixteen bytes: lane `i` is byte `i`.
+    unsafe fn codes8(p: *const u8) -> Self::F;
     /// 32 bytes to the first eight lanes; the others are 0.
     unsafe fn load_low8(p: *const f32) -> Self::F;
+    /// Eight bytes: lane `i` is nibble `i`, low nibbles first.
+    unsafe fn nibbles_in_order(p: *const u8) -> Self::I;
+    /// Eight bytes to sixteen: nibble `i`, low nibbles first.
+    unsafe fn unpack(p: *const u8, out: *mut u8);
+    /// Four groups of 16: lane `4 i + j` is the sum of four products of group `i`, whose weights are the nibbles of its 8 bytes at `codes`
+    /// minus the byte `zeros[i] < 16`, and whose activations are the 16 unsigned bytes at `x[i]`: first those of the low nibbles, then those
+    /// of the high ones. 64 bytes at `codes` are readable.
+    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> Self::I;
+    /// Four numbers: lane `4 i + j` is number `i`.
+    unsafe fn spread4(p: *const f32) -> Self::F;
     /// Appends `base + i` for each set bit `i`, ascending. Up to 64 bytes are written at `out`.
     unsafe fn positions(bits: u32, base: u16, out: *mut u16);
     /// Asks for the line `ahead` bytes from `p` on; never faults.

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{CODES, Lanes};
+use super::Lanes;
 
 pub(crate) struct Portable;
 
@@ -47,6 +47,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        each(|i| a[i] - b[i])
     }
     #[inline(always)]
     unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
@@ -122,14 +126,14 @@ impl Lanes for Portable {
         each(|i| u32::from(bytes[i % 8] >> (i / 8 * 4) & 0xf))
     }
     #[inline(always)]
-    unsafe fn codes4(p: *const u8, z: u8) -> [f32; 16] {
+    unsafe fn codes4(p: *const u8) -> [f32; 16] {
         let bits = u64::from_le_bytes(unsafe { read::<8>(p) });
-        each(|i| CODES[(bits >> (i / 2 * 4 + i % 2 * 32) & 0xf) as usize + 15 - usize::from(z)])
+        each(|i| (bits >> (i / 2 * 4 + i % 2 * 32) & 0xf) as f32)
     }
     #[inline(always)]
-    unsafe fn codes4_low8(p: *const u8, z: u8) -> [f32; 16] {
+    unsafe fn codes4_low8(p: *const u8) -> [f32; 16] {
         let bits = u32::from_le_bytes(unsafe { read::<4>(p) });
-        each(|i| CODES[(bits >> (i % 8 * 4) & 0xf) as usize + 15 - usize::from(z)])
+        each(|i| (bits >> (i % 8 * 4) & 0xf) as f32)
     }
     #[inline(always)]
     unsafe fn load_low8(p: *const f32) -> [f32; 16] {
@@ -137,9 +141,37 @@ impl Lanes for Portable {
         each(|i| v.get(i).copied().unwrap_or(0.0))
     }
     #[inline(always)]
-    unsafe fn codes8(p: *const u8, z: u8) -> [f32; 16] {
+    unsafe fn codes8(p: *const u8) -> [f32; 16] {
         let bytes = unsafe { read::<16>(p) };
-        each(|i| f32::from(bytes[i]) - f32::from(z))
+        each(|i| f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn nibbles_in_order(p: *const u8) -> [u32; 16] {
+        let bytes = unsafe { read::<8>(p) };
+        each(|i| u32::from(bytes[i / 2] >> (i % 2 * 4) & 0xf))
+    }
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8, out: *mut u8) {
+        let bytes = unsafe { read::<8>(p) };
+        let nibbles: [u8; 16] = std::array::from_fn(|i| bytes[i / 2] >> (i % 2 * 4) & 0xf);
+        unsafe { out.cast::<[u8; 16]>().write_unaligned(nibbles) };
+    }
+    #[inline(always)]
+    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> [u32; 16] {
+        let (codes, zeros) = unsafe { (read::<32>(codes), read::<4>(zeros)) };
+        let x = x.map(|x| unsafe { read::<16>(x) });
+        each(|lane| {
+            let (i, j) = (lane / 4, lane % 4);
+            let product = |b: usize| {
+                let code = codes[8 * i + b % 8] >> (b / 8 * 4) & 0xf;
+                (i32::from(code) - i32::from(zeros[i])) * i32::from(x[i][b])
+            };
+            (4 * j..4 * j + 4).map(product).sum::<i32>() as u32
+        })
+    }
+    #[inline(always)]
+    unsafe fn spread4(p: *const f32) -> [f32; 16] {
+        each(|i| unsafe { p.add(i / 4).read() })
     }
     #[inline(always)]
     unsafe fn positions(mut bits: u32, base: u16, out: *mut u16) {
