@@ -167,7 +167,7 @@ const NIBBLES: [[u32; 4]; 16] = {
     let mut all = [[0; 4]; 16];
     let mut i = 0;
     while i < 64 {
-        if i / 4 >> (i % 4) & 1 == 1 {
+        if (i / 4) >> (i % 4) & 1 == 1 {
             all[i / 4][i % 4] = u32::MAX;
         }
         i += 1;

@@ -1,6 +1,7 @@
 //! Resident memory of the commands on a model that is much larger than what they may keep: 125 million random weights.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -2,6 +2,8 @@
 //!
 //! Runs when `RAREFY_PYTHON` names a Python that has `torch` and `transformers`; says so loudly when it does not.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod common;
 
 use std::path::{Path, PathBuf};
