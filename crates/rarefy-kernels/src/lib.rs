@@ -46,6 +46,7 @@ mod isa;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub mod methods;
 mod micro;
 mod nm;
 pub mod oracle;
