@@ -10,7 +10,7 @@
 //! Cost:     2 nnz HW operations; per non-zero and register of pixels one load, one broadcast (of B) and B multiply-adds. No allocation in a pass.
 //! Variants: blocks of 1, 2, 4, 8 and 16 rows (paper: 1, 2, 4); pixels in the registers, or channels where the image has few pixels.
 //! Differs:  from the paper: pruning is one-shot, gradual pruning while training is not part of it yet. From the reference code: strips are packed when
-//!           the image is large; 512-bit and 256-bit registers; a layer is sparse where it pays by itself (60 % zeros for single weights, 30 % for
+//!           the image is large; 512-bit and 256-bit registers; a layer is sparse where it pays by itself (60 % zeros for single weights, 25 % for
 //!           blocks of four), not by the sparsity of the whole network.
 //! Choose:   for networks whose work is in 1×1 convolutions, on a processor. Below 60 % zeros take blocks. One-shot pruning beyond 50 % costs
 //!           accuracy that only training brings back.

@@ -149,7 +149,7 @@ fn accuracy(options: &mut ReproOptions<'_>, real: &Real, outcome: &mut Outcome) 
     };
     let dense = real.accuracy(&real.model)?;
     add("dense", "–".into(), &dense);
-    for sparsity in [0.3, 0.5, 0.7] {
+    for sparsity in [0.1, 0.3, 0.5] {
         let mut found = [0.0; 2];
         for (i, (pattern, _)) in PATTERNS.into_iter().enumerate() {
             (options.say)(&format!("accuracy: {sparsity}, {pattern}"));
@@ -157,12 +157,17 @@ fn accuracy(options: &mut ReproOptions<'_>, real: &Real, outcome: &mut Outcome) 
             add("magnitude", format!("{:.0} %, {pattern}", 100.0 * sparsity), &measured);
             found[i] = measured.top1;
         }
-        // At higher sparsities both are near chance without training.
-        if sparsity < 0.4 {
+        // At higher sparsities blocks are at chance without training.
+        if sparsity < 0.2 {
             let values = [("block:4x1", found[1]), ("unstructured", found[0]), ("dense", dense.top1)];
-            outcome.checks.push(Check::ordered("accuracy, 30 %, one shot: top-1", &values, &[true, true]));
+            outcome.checks.push(Check::ordered("accuracy, 10 %, one shot: top-1", &values, &[true, true]));
         }
     }
     outcome.notes.push(real.describe());
+    outcome.notes.push(
+        "accuracy: one-shot pruning without any training is at chance from 30 % (blocks of 4) or 50 % (single weights) on: the speeds above are those of \
+         such zeros, not of a network that is any use at 90 %"
+            .into(),
+    );
     Ok(())
 }
