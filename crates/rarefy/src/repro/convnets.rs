@@ -100,13 +100,14 @@ pub(super) fn rates(
             }
         }
         let (base, roof) = (median(&mut base), median(&mut roofs));
-        let row = |((&(sparsity, block), masks), seconds): ((&(f64, usize), &Vec<Spmm>), &mut Vec<f64>)| {
+        let mut found = Vec::with_capacity(cases.len());
+        for ((&(sparsity, block), masks), seconds) in cases.iter().zip(&kernels).zip(&mut seconds) {
             let kept = masks.iter().map(Spmm::nnz).sum::<usize>() as f64 / MASKS as f64;
             let seconds = median(seconds);
             let gf_per_s = 2.0 * kept * pixels as f64 / seconds / 1e9;
-            Rate { sparsity, block, gf_per_s, of_peak: gf_per_s / roof, faster: base / seconds }
-        };
-        Ok(cases.iter().zip(&kernels).zip(&mut seconds).map(row).collect())
+            found.push(Rate { sparsity, block, gf_per_s, of_peak: gf_per_s / roof, faster: base / seconds });
+        }
+        Ok(found)
     })
 }
 
