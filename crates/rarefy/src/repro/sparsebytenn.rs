@@ -48,7 +48,11 @@ fn run(options: &mut ReproOptions<'_>) -> Result<Outcome, CliError> {
 /// The retained magnitude of every layer, with the search over without it.
 fn compare(with: &ClassifierReport, without: &ClassifierReport) -> (f64, f64, f64) {
     let pairs = with.layers.iter().zip(&without.layers);
-    let least = pairs.map(|(a, b)| a.retained_l1 - b.retained_l1).fold(f64::INFINITY, f64::min);
+    // A layer whose zeros suffice keeps everything in any order.
+    let least = pairs
+        .filter(|(_, b)| b.retained_l1 < 1.0 - 1e-6)
+        .map(|(a, b)| a.retained_l1 - b.retained_l1)
+        .fold(f64::INFINITY, f64::min);
     let mean =
         |r: &ClassifierReport| r.layers.iter().map(|l| l.retained_l1).sum::<f64>() / r.layers.len() as f64;
     (least, mean(with), mean(without))
@@ -90,7 +94,7 @@ fn accuracy(options: &mut ReproOptions<'_>, real: &Real, outcome: &mut Outcome) 
             Value::Null,
         ));
         outcome.table.push(row(&experiment, "groups of 16", &percent, "magnitude kept", before, Value::Null));
-        let name = format!("{percent}: magnitude kept, gain of the worst layer above 0");
+        let name = format!("{percent}: magnitude kept, least gain of the layers that lose any");
         outcome.checks.push(Check::at_least(name, least, 1e-6));
         if percent == "50 %" {
             let name = "50 %, groups of 16: top-1 gained by the searched order, in points";
