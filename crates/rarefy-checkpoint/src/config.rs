@@ -234,13 +234,7 @@ impl ModelConfig {
     /// [`UnknownArchitecture`](CheckpointError::UnknownArchitecture), [`ConfigField`](CheckpointError::ConfigField),
     /// [`UnsupportedConfig`](CheckpointError::UnsupportedConfig).
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let bytes = json::read_capped(
-            &path,
-            json::MAX_CONFIG_BYTES,
-            "a model folder needs its config.json; name the folder that holds it",
-        )?;
-        Self::from_value(&path, json::parse(&path, &bytes)?)
+        Self::from_value(&dir.join("config.json"), read_config(dir)?)
     }
 
     /// Reads the parsed content of a config.json; `file` is used in messages.
@@ -281,6 +275,16 @@ impl ModelConfig {
             _ => None,
         }
     }
+}
+
+/// Reads the `config.json` of a model folder of any architecture, 4 MiB at most.
+///
+/// # Errors
+/// [`MissingFile`](CheckpointError::MissingFile), [`FileTooLarge`](CheckpointError::FileTooLarge), [`Json`](CheckpointError::Json).
+pub fn read_config(dir: &Path) -> Result<Value> {
+    let path = dir.join("config.json");
+    let remedy = "a model folder needs its config.json; name the folder that holds it";
+    json::parse(&path, &json::read_capped(&path, json::MAX_CONFIG_BYTES, remedy)?)
 }
 
 fn architecture(f: &Fields<'_>) -> Result<Architecture> {

@@ -34,7 +34,7 @@ mod tokenizer;
 mod writer;
 
 pub use checkpoint::Checkpoint;
-pub use config::{Activation, Architecture, ModelConfig, OptExtra, Rope, RopeScaling};
+pub use config::{Activation, Architecture, ModelConfig, OptExtra, Rope, RopeScaling, read_config};
 pub use dtype::{DType, round_trip, to_dtype};
 pub use error::{CheckpointError, Result};
 pub use fsutil::replace_file;

@@ -205,10 +205,11 @@ pub fn synth_with(shape: ShapeName, dtype: DType, seed: u64, out: &Path, shard_b
             }),
         }
     });
+    // Compact: the vocabulary would take a line per token.
+    let tokenizer = byte_tokenizer_json().to_string();
     let files = NewModelFiles {
         config: &config,
-        // Compact: the vocabulary would take a line per token.
-        tokenizer: &byte_tokenizer_json().to_string(),
+        tokenizer: Some(&tokenizer),
         record: &json!({ "made_by": "rarefy synth", "shape": shape.name(), "dtype": dtype.code(), "seed": seed }),
         others: &[],
     };

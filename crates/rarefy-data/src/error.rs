@@ -38,6 +38,26 @@ pub enum DataError {
         /// Cap in bytes, after decompression.
         cap: u64,
     },
+    /// A line of `labels.tsv` is not understood.
+    #[error("`{file}`, line {line}: expected {expected}, found `{found}`")]
+    Label {
+        /// File that was read.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is expected.
+        expected: &'static str,
+        /// The line's beginning.
+        found: String,
+    },
+    /// An image could not be decoded.
+    #[error("image `{file}`: not a JPEG image that can be read (at most 16384 pixels a side)")]
+    Image {
+        /// The image's file.
+        file: PathBuf,
+        /// The decoder's own account.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// There are not enough tokens to cut one window.
     #[error(
         "calibration needs windows of {length} tokens, but the text has only {found} tokens; give a longer text or a shorter length"

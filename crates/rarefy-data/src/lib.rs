@@ -2,16 +2,19 @@
 //!
 //! * [`read_text`] reads a plain or gzip text file with a size cap;
 //! * [`random_windows`] and [`random_documents`] draw the calibration windows of the SparseGPT and Wanda papers;
+//! * [`ImageFolder`] reads labelled JPEG images;
 //! * [`corpus`] writes the built-in corpus, whose entropy is known exactly.
 //!
 //! Everything random here is drawn from ChaCha8 with a seed given by the caller: the same seed gives the same bytes.
 
 pub mod corpus;
 mod error;
+mod images;
 mod text;
 mod windows;
 
 pub use corpus::{Corpus, CorpusFloor, Document, Split};
 pub use error::DataError;
+pub use images::{ImageFolder, LabelledImage};
 pub use text::{DEFAULT_TEXT_CAP, read_text, text_from_bytes};
 pub use windows::{random_documents, random_windows};

@@ -52,6 +52,7 @@ mod isa;
 mod kernel;
 mod lanes;
 pub mod masked_attention;
+pub mod methods;
 mod micro;
 mod nm;
 pub mod oracle;

@@ -38,6 +38,35 @@ pub enum ModelError {
         /// What to do instead.
         remedy: &'static str,
     },
+    /// A layer that `config.json` lists is not understood.
+    #[error("config.json, layer {layer}: `{field}` = {value}; expected {expected}")]
+    Layer {
+        /// Number of the layer.
+        layer: usize,
+        /// Its field.
+        field: &'static str,
+        /// The value found.
+        value: String,
+        /// What is understood.
+        expected: &'static str,
+    },
+    /// The kernels refused a network.
+    #[error("network `{name}`: cannot be run")]
+    Network {
+        /// Name of the network.
+        name: String,
+        /// The kernels' own account.
+        #[source]
+        source: KernelError,
+    },
+    /// Not an order of channels.
+    #[error("order of {found} channels: expected each of {channels} once, in a class of this network")]
+    Permutation {
+        /// Channels of the class.
+        channels: usize,
+        /// Entries found.
+        found: usize,
+    },
     /// A tensor has another shape than the architecture needs.
     #[error("tensor `{tensor}`: expected shape {expected:?}, found {found:?}")]
     Shape {

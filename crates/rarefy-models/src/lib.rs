@@ -11,6 +11,7 @@ mod activation;
 mod attention;
 mod block;
 mod causal_lm;
+pub mod classifier;
 mod error;
 mod exp;
 mod init;

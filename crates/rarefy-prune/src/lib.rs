@@ -19,6 +19,7 @@
 //! # Ok::<(), rarefy_prune::PruneError>(())
 //! ```
 
+pub mod classifier;
 mod driver;
 mod error;
 mod layer;

@@ -1,7 +1,7 @@
 //! From a finished run to a model folder in the layout of Hugging Face.
 
 use crate::{ByteTokenizer, Evaluation, Event, Outcome, Recipe, TrainError, Trainer};
-use rarefy_checkpoint::{CheckpointError, ModelConfig, NewModel, NewModelFiles, NewTensor};
+use rarefy_checkpoint::{CheckpointError, DType, ModelConfig, NewModel, NewModelFiles, NewTensor};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -103,11 +103,12 @@ impl Trainer {
             "recipe": recipe,
         });
         let parameters = self.parameters().all.iter();
-        let tensors: Vec<_> =
-            parameters.map(|p| NewTensor { name: &p.name, shape: &p.shape, values: &p.values }).collect();
+        let tensors: Vec<_> = parameters
+            .map(|p| NewTensor { name: &p.name, shape: &p.shape, values: &p.values, dtype: DType::F32 })
+            .collect();
         let files = NewModelFiles {
             config: &self.config().raw,
-            tokenizer: self.tokenizer().json(),
+            tokenizer: Some(self.tokenizer().json()),
             record: &record,
             others: &[("recipe.toml", &recipe), ("README.md", &self.readme(evaluation))],
         };

@@ -64,6 +64,7 @@ pub use rarefy_sparsity as sparsity;
 pub use rarefy_train as train;
 
 pub mod builtin;
+pub mod classify;
 pub mod cli;
 pub mod estimate;
 pub mod measure;

@@ -28,3 +28,22 @@ fn quick_repro_prints_the_agreed_object_and_its_exit_code_says_whether_every_che
         assert!(check["passed"] == true, "{check:#}");
     }
 }
+
+#[test]
+fn what_needs_training_is_said_not_to_be_run() {
+    for slug in ["fast-sparse-convnets", "sparsebytenn"] {
+        let output = run(&["repro", slug, "--quick", "--json"]);
+        let value: serde_json::Value =
+            serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}\n{}", stderr(&output)));
+        let notes = value["notes"].as_array().unwrap();
+        let skipped = notes.iter().filter(|n| n.as_str().unwrap().starts_with("NOT RUN: ")).count();
+        assert!(skipped >= 3, "{slug}: {notes:#?}");
+        assert!(value["table"].as_array().unwrap().len() > 10);
+        let checks = value["checks"].as_array().unwrap();
+        let all = checks.iter().all(|c| c["passed"] == true);
+        assert_eq!((&value["passed"], output.status.code()), (&all.into(), Some(if all { 0 } else { 1 })));
+        for check in checks.iter().filter(|c| !c["name"].as_str().unwrap().starts_with("speed")) {
+            assert!(check["passed"] == true, "{check:#}");
+        }
+    }
+}

@@ -24,8 +24,10 @@ pub struct NewTensor<'a> {
     pub name: &'a str,
     /// Its shape.
     pub shape: &'a [usize],
-    /// Its values, row-major; stored as F32.
+    /// Its values, row-major.
     pub values: &'a [f32],
+    /// The type they are stored in, a floating-point one.
+    pub dtype: DType,
 }
 
 /// What a finished folder holds beside its weights.
@@ -33,8 +35,8 @@ pub struct NewTensor<'a> {
 pub struct NewModelFiles<'a> {
     /// `config.json`.
     pub config: &'a Value,
-    /// `tokenizer.json`, as it stands.
-    pub tokenizer: &'a str,
+    /// `tokenizer.json`, as it stands; none for a model that reads no text.
+    pub tokenizer: Option<&'a str>,
     /// The run record `rarefy.json`; the checksums of the weight files are added.
     pub record: &'a Value,
     /// Further text files: name and content.
@@ -50,7 +52,15 @@ impl NewModel {
     /// [`Locked`](crate::CheckpointError::Locked) while another process writes it;
     /// [`OtherRun`](crate::CheckpointError::OtherRun) when a run with another key was interrupted there.
     pub fn open(out: &Path, run_key: &str) -> Result<Self> {
-        Ok(Self { staging: Staging::open(out, run_key, "dense", false)?, run_key: run_key.to_owned() })
+        Self::open_over(out, run_key, false)
+    }
+
+    /// [`NewModel::open`]; with `overwrite` a folder that is there is replaced when the new one is complete.
+    ///
+    /// # Errors
+    /// As [`NewModel::open`].
+    pub fn open_over(out: &Path, run_key: &str, overwrite: bool) -> Result<Self> {
+        Ok(Self { staging: Staging::open(out, run_key, "dense", overwrite)?, run_key: run_key.to_owned() })
     }
 
     /// A file for the state of the maker. It is removed with the staging folder when the model is complete.
@@ -65,17 +75,15 @@ impl NewModel {
     /// Those of the file system; the staging folder is then kept.
     pub fn finish(self, tensors: &[NewTensor<'_>], files: NewModelFiles<'_>) -> Result<()> {
         let items = tensors.iter().map(|t| {
-            let values = t.values;
+            let (values, dtype) = (t.values, t.dtype);
             Item {
                 name: t.name.to_owned(),
-                dtype: DType::F32,
+                dtype,
                 shape: t.shape.to_vec(),
-                bytes: values.len() as u64 * 4,
+                bytes: (values.len() * dtype.size()) as u64,
                 fill: Box::new(move |sink| {
                     // In pieces: a large tensor is not held twice.
-                    values
-                        .chunks(1 << 18)
-                        .try_for_each(|piece| sink(&crate::dtype::to_dtype(piece, DType::F32)))
+                    values.chunks(1 << 18).try_for_each(|piece| sink(&crate::dtype::to_dtype(piece, dtype)))
                 }),
             }
         });
@@ -92,7 +100,8 @@ impl NewModel {
         let dir = self.staging.begin_final()?;
         let weights = assemble::write_weights(&dir, items, shard_bytes)?;
         assemble::write_json(&dir.join("config.json"), files.config)?;
-        for (name, content) in files.others.iter().chain(&[("tokenizer.json", files.tokenizer)]) {
+        let tokenizer = files.tokenizer.map(|text| ("tokenizer.json", text));
+        for (name, content) in files.others.iter().chain(&tokenizer) {
             let path = dir.join(name);
             write_synced(&path, &mut |w| put(w, &path, content.as_bytes()))?;
         }

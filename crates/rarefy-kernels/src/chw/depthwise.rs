@@ -92,6 +92,10 @@ impl Depthwise {
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
+    /// Bytes of weights and biases.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.weights) + size_of_val(&*self.bias)
+    }
     /// Elements of scratch for up to `threads` threads: one padded plane each. With fewer the call uses fewer threads.
     pub fn scratch_len(&self, threads: usize) -> usize {
         self.plane.len().saturating_mul(threads.max(1))

@@ -111,6 +111,8 @@ pub struct NodeReport {
     pub products: usize,
     /// Channels, rows and columns of the output.
     pub output: [usize; 3],
+    /// Bytes of the weights as they are held.
+    pub bytes: usize,
 }
 
 /// A network ready to run.
@@ -153,7 +155,8 @@ impl Network {
             {
                 return Err(setting("other", other, "a node with an output of the same shape"));
             }
-            let (layer, report) = Layer::choose(&node.op, input, layout, settings)?;
+            let (layer, mut report) = Layer::choose(&node.op, input, layout, settings)?;
+            report.bytes = layer.bytes();
             planned.push(Planned {
                 layer,
                 input: node.input,

@@ -1,4 +1,4 @@
-//! `rarefy bench`: dense against sparse, a model's tokens or one matrix shape.
+//! `rarefy bench`: dense against sparse, a model's tokens or images, or one matrix shape.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::error::nearest;
 use super::model::ModelArg;
-use super::{CliError, CliResult, Context, bytes};
+use super::{CliError, CliResult, Context, bytes, classifier};
 use crate::measure;
 
 /// Arguments of `rarefy bench`.
@@ -28,9 +28,9 @@ pub(crate) struct BenchArgs {
     /// Rows of the input with `--shape`
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
-    /// Timed calls of each kernel with `--shape`
+    /// Timed calls of each kernel with `--shape`, or images when MODEL is an image classifier
     #[arg(long, value_name = "N", default_value_t = 25)]
-    passes: usize,
+    pub(in crate::cli) passes: usize,
     /// Tokens to decode with MODEL
     #[arg(long, value_name = "N", default_value_t = 64)]
     tokens: usize,
@@ -62,7 +62,13 @@ pub(crate) const SHAPE_NAMES: [&str; SHAPES.len()] = {
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> CliResult {
     match (&args.shape, &args.model) {
         (Some(shape), _) => kernels(args, parse_shape(shape)?, context),
-        (None, Some(model)) => tokens(args, model, context),
+        (None, Some(model)) => {
+            let folder = model.folder()?;
+            if classifier::is_classifier(&folder) {
+                return classifier::bench(&folder, &model.label(), args, context);
+            }
+            tokens(args, model, context)
+        }
         (None, None) => Err(CliError::usage("nothing to time", "give a MODEL or `--shape`")),
     }
 }

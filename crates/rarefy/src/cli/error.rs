@@ -167,6 +167,12 @@ impl From<rarefy_data::DataError> for CliError {
     }
 }
 
+impl From<crate::classify::ClassifyError> for CliError {
+    fn from(error: crate::classify::ClassifyError) -> Self {
+        library(error)
+    }
+}
+
 impl From<rarefy_sparsity::SparsityError> for CliError {
     fn from(error: rarefy_sparsity::SparsityError) -> Self {
         library(error)

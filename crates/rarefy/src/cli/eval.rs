@@ -1,4 +1,4 @@
-//! `rarefy eval`: perplexity on a text.
+//! `rarefy eval`: perplexity on a text, or accuracy on images.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -8,25 +8,31 @@ use rarefy_models::{CausalLm, LoadOptions, perplexity};
 use serde_json::json;
 
 use super::model::ModelArg;
-use super::{CliError, CliResult, Context, bytes, text};
+use super::{CliError, CliResult, Context, bytes, classifier, text};
 
 /// Arguments of `rarefy eval`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EvalArgs {
     /// Model folder, or `builtin`
-    model: ModelArg,
+    pub(in crate::cli) model: ModelArg,
     /// Text to measure on, UTF-8, plain or gzip [default for `builtin`: held-out text of its generator]
     #[arg(long, value_name = "FILE")]
-    text: Option<PathBuf>,
+    pub(in crate::cli) text: Option<PathBuf>,
     /// Use the text of the built-in generator for a folder made from `builtin`
     #[arg(long, conflicts_with = "text")]
-    builtin_text: bool,
+    pub(in crate::cli) builtin_text: bool,
     /// Tokens of each window [default: 256, or the model's maximum if smaller]
     #[arg(long, value_name = "N")]
-    window: Option<usize>,
+    pub(in crate::cli) window: Option<usize>,
     /// Measure on the first N windows only [default: all of a file; 128 of the generator]
     #[arg(long, value_name = "N")]
-    max_windows: Option<usize>,
+    pub(in crate::cli) max_windows: Option<usize>,
+    /// Folder of JPEG images with labels.tsv (file, class number, name), when MODEL is an image classifier
+    #[arg(long, value_name = "DIR")]
+    pub(in crate::cli) images: Option<PathBuf>,
+    /// Measure on the first N images only [default: all]
+    #[arg(long, value_name = "N", requires = "images")]
+    pub(in crate::cli) max_images: Option<usize>,
 }
 
 /// Tokens of a window when the user says nothing.
@@ -38,7 +44,17 @@ const MAX_WINDOWS: usize = 1 << 20;
 
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> CliResult {
     let started = Instant::now();
-    let checkpoint = Checkpoint::open(&args.model.folder()?)?;
+    let folder = args.model.folder()?;
+    if classifier::is_classifier(&folder) {
+        return classifier::eval(&folder, args, context);
+    }
+    if args.images.is_some() {
+        return Err(CliError::usage(
+            "`--images` is for image classifiers, and MODEL is none",
+            "leave it out, or give a folder whose config.json lists `layers`",
+        ));
+    }
+    let checkpoint = Checkpoint::open(&folder)?;
     checkpoint.check_layout()?;
     let tokenizer = text::tokenizer(&checkpoint)?;
     let window = args.window.unwrap_or_else(|| WINDOW.min(checkpoint.config().max_positions));

@@ -8,19 +8,19 @@ use rarefy_sparsity::detect::{Detection, detect_mask};
 use serde_json::json;
 
 use super::model::ModelArg;
-use super::{CliError, CliResult, Context, bytes, memory, percent};
+use super::{CliError, CliResult, Context, bytes, classifier, memory, percent};
 
 /// Arguments of `rarefy inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
     /// Model folder, or `builtin`
-    model: ModelArg,
+    pub(in crate::cli) model: ModelArg,
     /// One line per tensor instead of one per kind of layer
     #[arg(long)]
     tensors: bool,
     /// Headers only: do not read the weights, so no zeros and no patterns
     #[arg(long)]
-    headers_only: bool,
+    pub(in crate::cli) headers_only: bool,
 }
 
 /// What is said about one tensor.
@@ -31,7 +31,11 @@ struct Line {
 }
 
 pub(crate) fn run(args: &InspectArgs, context: &Context) -> CliResult {
-    let checkpoint = Checkpoint::open(&args.model.folder()?)?;
+    let folder = args.model.folder()?;
+    if classifier::is_classifier(&folder) {
+        return classifier::inspect(&folder, args, context);
+    }
+    let checkpoint = Checkpoint::open(&folder)?;
     checkpoint.check_layout()?;
     let lines = read(&checkpoint, args, context)?;
     let config = checkpoint.config();

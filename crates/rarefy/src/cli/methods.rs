@@ -1,9 +1,9 @@
 //! `rarefy methods`: the table of methods, from the registries.
 
-use rarefy_prune::METHODS;
 use serde_json::json;
 
 use super::{CliResult, Context};
+use crate::registry;
 
 /// Arguments of `rarefy methods`.
 #[derive(Debug, clap::Args)]
@@ -11,27 +11,28 @@ pub(crate) struct MethodsArgs {}
 
 pub(crate) fn run(_args: &MethodsArgs, context: &Context) -> CliResult {
     if context.out.json {
-        let list: Vec<_> = METHODS
-            .iter()
-            .map(|m| {
+        let list: Vec<_> = registry::all()
+            .into_iter()
+            .map(|info| {
+                let entry = rarefy_prune::METHODS.iter().find(|m| m.info.slug == info.slug);
                 json!({
-                    "slug": m.info.slug,
-                    "name": m.info.name,
-                    "family": m.info.family,
-                    "paper": m.info.paper,
-                    "command": format!("rarefy {}", m.info.command),
-                    "maturity": m.info.maturity,
-                    "summary": m.info.summary,
-                    "repro": m.repro,
-                    "settings": (m.defaults)(),
+                    "slug": info.slug,
+                    "name": info.name,
+                    "family": info.family,
+                    "paper": info.paper,
+                    "command": format!("rarefy {}", info.command),
+                    "maturity": info.maturity,
+                    "summary": info.summary,
+                    // Methods of the other crates have an experiment of their own name, and no settings beside the flags.
+                    "repro": entry.map_or(info.slug, |m| m.repro),
+                    "settings": entry.map(|m| (m.defaults)()),
                 })
             })
             .collect();
         return context.out.json_value(&json!(list));
     }
     let mut table = context.out.table(&["method", "family", "command", "maturity", "what it does", "paper"]);
-    for method in METHODS {
-        let info = method.info;
+    for info in registry::all() {
         table.add_row([
             info.slug,
             info.family,

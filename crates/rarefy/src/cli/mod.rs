@@ -2,6 +2,7 @@
 
 mod bench;
 mod cancel;
+mod classifier;
 mod convert;
 mod error;
 mod estimate;
@@ -78,11 +79,11 @@ enum Verb {
     Convert(convert::ConvertArgs),
     /// Check a model folder, alone or against another one
     Verify(verify::VerifyArgs),
-    /// Perplexity on a text
+    /// Perplexity on a text, or accuracy on images
     Eval(eval::EvalArgs),
     /// Continue a prompt
     Generate(generate::GenerateArgs),
-    /// Time dense against sparse: a model's tokens, or one matrix shape
+    /// Time dense against sparse: a model's tokens or images, or one matrix shape
     Bench(bench::BenchArgs),
     /// Train a model from a recipe
     Train(train::TrainArgs),

@@ -14,7 +14,9 @@ use serde_json::{Map, Value, json};
 use super::convert::{Format, already_complete};
 use super::model::{ModelArg, refuse_same};
 use super::prune_options::PruneOptions;
-use super::{CliError, CliResult, Context, Output, Progress, bytes, cancel, memory, percent, text, unknown};
+use super::{
+    CliError, CliResult, Context, Output, Progress, bytes, cancel, classifier, memory, percent, text, unknown,
+};
 
 /// Arguments of `rarefy prune`.
 #[derive(Debug, clap::Args)]
@@ -23,10 +25,10 @@ pub(crate) struct PruneArgs {
     model: ModelArg,
     /// Folder to write; it appears complete or not at all
     #[arg(long, short, value_name = "DIR", help_heading = "Output")]
-    output: PathBuf,
+    pub(in crate::cli) output: PathBuf,
     /// Replace the output folder if it exists
     #[arg(long, help_heading = "Output")]
-    overwrite: bool,
+    pub(in crate::cli) overwrite: bool,
     /// TOML file with the flags below as keys; flags on the command line win
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
@@ -47,6 +49,13 @@ pub(crate) fn run(args: &PruneArgs, context: &Context) -> CliResult {
         None => args.options.clone(),
     };
     let seed = context.seed.unwrap_or(0);
+    // A folder that is not there yet must not hide a mistake in the flags.
+    if let ModelArg::Folder(folder) = &args.model
+        && classifier::is_classifier(folder)
+    {
+        refuse_same(folder, &args.output)?;
+        return classifier::prune(folder, args, &options, context);
+    }
     let run = build(&options, args.overwrite, seed)?;
     let folder = args.model.folder()?;
     refuse_same(&folder, &args.output)?;
@@ -112,6 +121,12 @@ fn build(options: &PruneOptions, overwrite: bool, seed: u64) -> CliResult<PruneR
             format!("known: {}", names.join(", ")),
         ));
     };
+    if rarefy_kernels::methods::METHODS.iter().any(|m| m.slug == *method) {
+        return Err(CliError::usage(
+            format!("method `{method}` does not prune language models"),
+            format!("known for these: {}; `rarefy methods` shows what each is for", names.join(", ")),
+        ));
+    }
     let Some(entry) = METHODS.iter().find(|m| m.info.slug == *method) else {
         return Err(unknown("method", method, &names));
     };

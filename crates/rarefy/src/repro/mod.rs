@@ -1,5 +1,8 @@
 //! Published experiments, scaled to this machine: one file per specification.
 
+mod convnets;
+mod fast_sparse_convnets;
+mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 
 use std::path::PathBuf;
@@ -101,7 +104,8 @@ pub struct Experiment {
 }
 
 /// All experiments.
-pub const EXPERIMENTS: &[Experiment] = &[sparsegpt_wanda_baselines::EXPERIMENT];
+pub const EXPERIMENTS: &[Experiment] =
+    &[sparsegpt_wanda_baselines::EXPERIMENT, fast_sparse_convnets::EXPERIMENT, sparsebytenn::EXPERIMENT];
 
 /// The experiment of a method or of a specification.
 #[must_use]
@@ -127,8 +131,8 @@ mod tests {
 
     #[test]
     fn every_method_has_an_experiment() {
-        for method in rarefy_prune::METHODS {
-            assert!(find(method.info.slug).is_some(), "{}", method.info.slug);
+        for info in crate::registry::all() {
+            assert!(find(info.slug).is_some(), "{}", info.slug);
         }
         assert!(find("nothing").is_none());
     }

@@ -1,0 +1,9 @@
+//! The published methods whose home are the kernels: what each is, and where it is found.
+
+pub mod fast_sparse_convnets;
+pub mod sparsebytenn;
+
+use rarefy_sparsity::MethodInfo;
+
+/// All methods of this crate.
+pub static METHODS: &[&MethodInfo] = &[&fast_sparse_convnets::INFO, &sparsebytenn::INFO];
