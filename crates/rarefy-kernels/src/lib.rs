@@ -42,6 +42,7 @@ pub mod cnn;
 mod dense;
 mod drive;
 mod error;
+pub mod fft_conv;
 mod isa;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
