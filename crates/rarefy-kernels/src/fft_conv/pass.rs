@@ -8,6 +8,17 @@ use super::lanes::{Job, Lanes, dispatch};
 use super::plan::{LEAF, Plan, Stage};
 use crate::Isa;
 
+/// `body` for `n` from 0 to `count` (a constant, at most 32), written out: the compiler leaves loops of sixteen codelet loads as loops, and
+/// then the registers they fill are memory.
+macro_rules! unroll {
+    ($n:ident, $count:expr, $body:block) => {
+        unroll!(@ $n, $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+    };
+    (@ $n:ident, $count:expr, $body:block, $($i:literal)*) => {
+        $(if $i < $count { let $n: usize = $i; $body })*
+    };
+}
+
 /// One real row of `2 n` elements in two halves, or two real rows; with gates multiplied in. Missing ends are zeros, an empty
 /// gate is all ones.
 #[derive(Clone, Copy, Default)]
@@ -226,7 +237,37 @@ fn zero<const W: usize, L: Lanes<W>>(l: L) -> C<L::V> {
     C { re: l.splat(0.0), im: l.splat(0.0) }
 }
 
-/// First stage of one row. `HI`: the second half is not all zeros.
+/// Elements `n m + j W` of a row for `n < R`, gated, zeros beyond its end. Through memory: branches between
+/// the loads would keep the codelet's registers there as well.
+#[inline(always)]
+fn gather<const R: usize, const W: usize, L: Lanes<W>>(
+    l: L,
+    (s, gate): (&[f32], &[f32]),
+    m: usize,
+    at: usize,
+    buffer: &mut [[f32; W]; R],
+) {
+    for (n, out) in buffer.iter_mut().enumerate() {
+        l.store(gated(l, s, gate, n * m + at), out);
+    }
+}
+
+/// The reverse of [`gather`].
+#[inline(always)]
+fn scatter<const R: usize, const W: usize, L: Lanes<W>>(
+    l: L,
+    buffer: &[[f32; W]; R],
+    s: &mut [f32],
+    gate: &[f32],
+    m: usize,
+    at: usize,
+) {
+    for (n, v) in buffer.iter().enumerate() {
+        put(l, l.load(v), s, gate, n * m + at);
+    }
+}
+
+/// The first stage of one row. `HI`: the second half is not all zeros.
 struct First<'a, const R: usize, const HI: bool> {
     plan: &'a Plan,
     input: Input<'a>,
@@ -241,22 +282,31 @@ impl<const R: usize, const HI: bool> Job for First<'_, R, HI> {
         let (re, im) = (work.re.as_chunks_mut::<W>().0, work.im.as_chunks_mut::<W>().0);
         let table = plan.first.twiddles.as_slice().as_chunks::<W>().0;
         let (m, pitch) = (plan.first.m, plan.pitch / W);
+        let plain = !HI && input.lo.len() >= plan.n && input.gate_lo.is_empty();
+        let whole = input.lo.as_chunks::<W>().0;
+        let (mut lo, mut hi) = ([[0.0; W]; R], [[0.0; W]; R]);
         for j in 0..m / W {
             let mut x = [zero(l); R];
-            for n in 0..R {
-                let at = n * m + j * W;
-                let lo = gated(l, input.lo, input.gate_lo, at);
-                let t = C { re: l.splat(plan.twist[n][0]), im: l.splat(plan.twist[n][1]) };
-                x[n] = if HI {
-                    mul(l, C { re: lo, im: gated(l, input.hi, input.gate_hi, at) }, t)
-                } else {
-                    C { re: l.mul(lo, t.re), im: l.mul(lo, t.im) }
-                };
+            if plain {
+                unroll!(n, R, {
+                    let v = l.load(&whole[n * (m / W) + j]);
+                    let t = C { re: l.splat(plan.twist[n][0]), im: l.splat(plan.twist[n][1]) };
+                    x[n] = C { re: l.mul(v, t.re), im: l.mul(v, t.im) };
+                });
+            } else {
+                gather(l, (input.lo, input.gate_lo), m, j * W, &mut lo);
+                if HI {
+                    gather(l, (input.hi, input.gate_hi), m, j * W, &mut hi);
+                }
+                unroll!(n, R, {
+                    let t = C { re: l.splat(plan.twist[n][0]), im: l.splat(plan.twist[n][1]) };
+                    x[n] = mul(l, C { re: l.load(&lo[n]), im: l.load(&hi[n]) }, t);
+                });
             }
             dft::<R, W, L>(l, &mut x);
-            for k in 0..R {
+            unroll!(k, R, {
                 store(l, mul(l, x[k], twiddle(l, table, R, j, k)), re, im, k * pitch + j);
-            }
+            });
         }
     }
 }
@@ -276,20 +326,32 @@ impl<const R: usize, const HI: bool> Job for Last<'_, R, HI> {
         let (re, im) = (work.re.as_chunks::<W>().0, work.im.as_chunks::<W>().0);
         let table = plan.first.twiddles.as_slice().as_chunks::<W>().0;
         let (m, pitch) = (plan.first.m, plan.pitch / W);
+        let plain = !HI && output.lo.len() >= plan.n && output.gate_lo.is_empty();
+        let (mut lo, mut hi) = ([[0.0; W]; R], [[0.0; W]; R]);
         for j in 0..m / W {
             let mut x = [zero(l); R];
-            for k in 0..R {
+            unroll!(k, R, {
                 let v = load(l, re, im, k * pitch + j);
                 x[k] = mul_conj(l, v, twiddle(l, table, R, j, k)).exchanged();
-            }
+            });
             dft::<R, W, L>(l, &mut x);
-            for n in 0..R {
-                let at = n * m + j * W;
-                let t = C { re: l.splat(plan.twist[n][0]), im: l.splat(plan.twist[n][1]) };
-                let v = mul_conj(l, x[n].exchanged(), t);
-                put(l, v.re, output.lo, output.gate_lo, at);
+            if plain {
+                let whole = output.lo.as_chunks_mut::<W>().0;
+                unroll!(n, R, {
+                    let t = C { re: l.splat(plan.twist[n][0]), im: l.splat(plan.twist[n][1]) };
+                    let v = mul_conj(l, x[n].exchanged(), t);
+                    l.store(v.re, &mut whole[n * (m / W) + j]);
+                });
+            } else {
+                unroll!(n, R, {
+                    let t = C { re: l.splat(plan.twist[n][0]), im: l.splat(plan.twist[n][1]) };
+                    let v = mul_conj(l, x[n].exchanged(), t);
+                    l.store(v.re, &mut lo[n]);
+                    l.store(v.im, &mut hi[n]);
+                });
+                scatter(l, &lo, output.lo, output.gate_lo, m, j * W);
                 if HI {
-                    put(l, v.im, output.hi, output.gate_hi, at);
+                    scatter(l, &hi, output.hi, output.gate_hi, m, j * W);
                 }
             }
         }
@@ -312,22 +374,21 @@ impl<const H: usize> Job for FirstPair<'_, H> {
         let (re, im) = (work.re.as_chunks_mut::<W>().0, work.im.as_chunks_mut::<W>().0);
         let table = plan.first.twiddles.as_slice().as_chunks::<W>().0;
         let (m, pitch) = (plan.first.m, plan.pitch / W);
+        let (mut lo, mut hi) = ([[0.0; W]; H], [[0.0; W]; H]);
         for j in 0..m / W {
+            gather(l, (input.lo, input.gate_lo), m, j * W, &mut lo);
+            gather(l, (input.hi, input.gate_hi), m, j * W, &mut hi);
             let mut x = [zero(l); H];
-            for n in 0..H {
-                let at = n * m + j * W;
-                x[n] = C {
-                    re: gated(l, input.lo, input.gate_lo, at),
-                    im: gated(l, input.hi, input.gate_hi, at),
-                };
-            }
+            unroll!(n, H, {
+                x[n] = C { re: l.load(&lo[n]), im: l.load(&hi[n]) };
+            });
             let halves = dft_half_in::<H, W, L>(l, &x);
-            for k in 0..2 * H {
+            unroll!(k, 2 * H, {
                 if kept.rows >> k & 1 == 1 {
                     let v = halves[k % 2][k / 2];
                     store(l, mul(l, v, twiddle(l, table, 2 * H, j, k)), re, im, k * pitch + j);
                 }
-            }
+            });
         }
     }
 }
@@ -348,20 +409,22 @@ impl<const H: usize> Job for LastPair<'_, H> {
         let (re, im) = (work.re.as_chunks::<W>().0, work.im.as_chunks::<W>().0);
         let table = plan.first.twiddles.as_slice().as_chunks::<W>().0;
         let (m, pitch) = (plan.first.m, plan.pitch / W);
+        let (mut lo, mut hi) = ([[0.0; W]; H], [[0.0; W]; H]);
         for j in 0..m / W {
             let mut halves = [[zero(l); H]; 2];
-            for k in 0..2 * H {
+            unroll!(k, 2 * H, {
                 if kept.rows >> k & 1 == 1 {
                     let v = load(l, re, im, k * pitch + j);
                     halves[k % 2][k / 2] = mul_conj(l, v, twiddle(l, table, 2 * H, j, k)).exchanged();
                 }
-            }
+            });
             let x = dft_half_out::<H, W, L>(l, halves);
-            for n in 0..H {
-                let at = n * m + j * W;
-                put(l, x[n].im, output.lo, output.gate_lo, at);
-                put(l, x[n].re, output.hi, output.gate_hi, at);
-            }
+            unroll!(n, H, {
+                l.store(x[n].im, &mut lo[n]);
+                l.store(x[n].re, &mut hi[n]);
+            });
+            scatter(l, &lo, output.lo, output.gate_lo, m, j * W);
+            scatter(l, &hi, output.hi, output.gate_hi, m, j * W);
         }
     }
 }
@@ -381,14 +444,16 @@ impl<const R: usize> Job for Across<'_, R> {
         let m = self.stage.m / W;
         for j in 0..m {
             let mut x = [zero(l); R];
-            for n in 0..R {
+            unroll!(n, R, {
                 x[n] = load(l, re, im, n * m + j);
-            }
+            });
             dft::<R, W, L>(l, &mut x);
             store(l, x[0], re, im, j);
-            for k in 1..R {
-                store(l, mul(l, x[k], twiddle(l, table, R, j, k)), re, im, k * m + j);
-            }
+            unroll!(k, R, {
+                if k > 0 {
+                    store(l, mul(l, x[k], twiddle(l, table, R, j, k)), re, im, k * m + j);
+                }
+            });
         }
     }
 }
@@ -409,13 +474,15 @@ impl<const R: usize> Job for AcrossBack<'_, R> {
         for j in 0..m {
             let mut x = [zero(l); R];
             x[0] = load(l, re, im, j).exchanged();
-            for k in 1..R {
-                x[k] = mul_conj(l, load(l, re, im, k * m + j), twiddle(l, table, R, j, k)).exchanged();
-            }
+            unroll!(k, R, {
+                if k > 0 {
+                    x[k] = mul_conj(l, load(l, re, im, k * m + j), twiddle(l, table, R, j, k)).exchanged();
+                }
+            });
             dft::<R, W, L>(l, &mut x);
-            for n in 0..R {
+            unroll!(n, R, {
                 store(l, x[n].exchanged(), re, im, n * m + j);
-            }
+            });
         }
     }
 }
@@ -442,14 +509,16 @@ impl<const FORTH: bool, const BACK: bool, const COLUMNS: usize> Job for Leaves<'
             if FORTH {
                 for j in 0..parts {
                     let mut x = [zero(l); 16];
-                    for n in 0..16 {
+                    unroll!(n, 16, {
                         x[n] = load(l, re, im, n * parts + j);
-                    }
+                    });
                     dft::<16, W, L>(l, &mut x);
                     store(l, x[0], re, im, j);
-                    for k in 1..16 {
-                        store(l, mul(l, x[k], twiddle(l, table, 16, j, k)), re, im, k * parts + j);
-                    }
+                    unroll!(k, 16, {
+                        if k > 0 {
+                            store(l, mul(l, x[k], twiddle(l, table, 16, j, k)), re, im, k * parts + j);
+                        }
+                    });
                 }
             }
             if FORTH && BACK {
@@ -461,18 +530,18 @@ impl<const FORTH: bool, const BACK: bool, const COLUMNS: usize> Job for Leaves<'
                             kernel.re[b * LEAF..][..LEAF].as_chunks::<W>().0,
                             kernel.im[b * LEAF..][..LEAF].as_chunks::<W>().0,
                         );
-                        for k in 0..16 {
+                        unroll!(k, 16, {
                             x[k] = if k < COLUMNS || k >= 16 - COLUMNS {
                                 mul(l, x[k], load(l, kre, kim, k * parts + i)).exchanged()
                             } else {
                                 zero(l)
                             };
-                        }
+                        });
                     }
                     dft::<16, W, L>(l, &mut x);
-                    for v in &mut x {
-                        *v = v.exchanged();
-                    }
+                    unroll!(k, 16, {
+                        x[k] = x[k].exchanged();
+                    });
                     rows(l, x, re, im, i);
                 }
             } else if FORTH {
@@ -482,9 +551,9 @@ impl<const FORTH: bool, const BACK: bool, const COLUMNS: usize> Job for Leaves<'
                 for i in 0..parts {
                     let mut x = columns(l, re, im, i);
                     dft::<16, W, L>(l, &mut x);
-                    for k in 0..16 {
+                    unroll!(k, 16, {
                         store(l, x[k], r, s, k * parts + i);
-                    }
+                    });
                 }
                 re.copy_from_slice(r);
                 im.copy_from_slice(s);
@@ -495,13 +564,13 @@ impl<const FORTH: bool, const BACK: bool, const COLUMNS: usize> Job for Leaves<'
                 s.copy_from_slice(im);
                 for i in 0..parts {
                     let mut x = [zero(l); 16];
-                    for k in 0..16 {
+                    unroll!(k, 16, {
                         x[k] = load(l, r, s, k * parts + i).exchanged();
-                    }
+                    });
                     dft::<16, W, L>(l, &mut x);
-                    for v in &mut x {
-                        *v = v.exchanged();
-                    }
+                    unroll!(k, 16, {
+                        x[k] = x[k].exchanged();
+                    });
                     rows(l, x, re, im, i);
                 }
             }
@@ -509,14 +578,16 @@ impl<const FORTH: bool, const BACK: bool, const COLUMNS: usize> Job for Leaves<'
                 for j in 0..parts {
                     let mut x = [zero(l); 16];
                     x[0] = load(l, re, im, j).exchanged();
-                    for k in 1..16 {
-                        let v = load(l, re, im, k * parts + j);
-                        x[k] = mul_conj(l, v, twiddle(l, table, 16, j, k)).exchanged();
-                    }
+                    unroll!(k, 16, {
+                        if k > 0 {
+                            let v = load(l, re, im, k * parts + j);
+                            x[k] = mul_conj(l, v, twiddle(l, table, 16, j, k)).exchanged();
+                        }
+                    });
                     dft::<16, W, L>(l, &mut x);
-                    for n in 0..16 {
+                    unroll!(n, 16, {
                         store(l, x[n].exchanged(), re, im, n * parts + j);
-                    }
+                    });
                 }
             }
         }
@@ -530,15 +601,15 @@ fn columns<const W: usize, L: Lanes<W>>(l: L, re: &[[f32; W]], im: &[[f32; W]], 
     let mut x = [zero(l); 16];
     for j in 0..parts {
         let (mut r, mut s) = ([l.splat(0.0); W], [l.splat(0.0); W]);
-        for q in 0..W {
+        unroll!(q, W, {
             let v = load(l, re, im, (i * W + q) * parts + j);
             (r[q], s[q]) = (v.re, v.im);
-        }
+        });
         l.transpose(&mut r);
         l.transpose(&mut s);
-        for q in 0..W {
+        unroll!(q, W, {
             x[j * W + q] = C { re: r[q], im: s[q] };
-        }
+        });
     }
     x
 }
@@ -555,14 +626,14 @@ fn rows<const W: usize, L: Lanes<W>>(
     let parts = 16 / W;
     for j in 0..parts {
         let (mut r, mut s) = ([l.splat(0.0); W], [l.splat(0.0); W]);
-        for q in 0..W {
+        unroll!(q, W, {
             (r[q], s[q]) = (x[j * W + q].re, x[j * W + q].im);
-        }
+        });
         l.transpose(&mut r);
         l.transpose(&mut s);
-        for q in 0..W {
+        unroll!(q, W, {
             store(l, C { re: r[q], im: s[q] }, re, im, (i * W + q) * parts + j);
-        }
+        });
     }
 }
 
