@@ -13,7 +13,7 @@
 //!
 //! With many pixels or rows of activations multiply-adds are the bound ([`peak`]), and a sparse kernel gains by doing fewer at nearly
 //! the same rate: [`mod@spmm`] for 1×1 convolutions in channel-major layout, [`chw`] for the layers around them, [`cnn`] to run
-//! whole networks of these.
+//! whole networks of these. Convolutions along long rows go through transforms ([`fft_conv`]).
 //!
 //! # Same bits
 //! Every output is one chain of multiply-adds over ascending columns, starting at zero, whatever the kernel, the number of tokens
@@ -47,6 +47,7 @@ mod isa;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub mod methods;
 mod micro;
 mod nm;
 pub mod oracle;

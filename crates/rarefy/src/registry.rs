@@ -5,7 +5,8 @@ use rarefy_sparsity::MethodInfo;
 /// The rows of all methods, family by family, in the order of their registries.
 #[must_use]
 pub fn all() -> Vec<&'static MethodInfo> {
-    rarefy_prune::METHODS.iter().map(|m| m.info).collect()
+    let pruning = rarefy_prune::METHODS.iter().map(|m| m.info);
+    pruning.chain(rarefy_kernels::methods::METHODS.iter().copied()).collect()
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl LongConv {
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
         check_isa(isa)?;
-        let Gradients { u: du, kernel: dk, mut input_gate, mut output_gate } = gradients;
+        let Gradients { u: du, kernel: dk, input_gate, output_gate } = gradients;
         let all = elements(NAME, batch, self.heads, self.len)?;
         length(NAME, "u", all, u.len())?;
         length(NAME, "dy", all, dy.len())?;
@@ -76,8 +76,8 @@ impl LongConv {
         enough(NAME, per, scratch.len())?;
 
         let (du, dk) = (Shared::new(du), Shared::new(dk));
-        let d_in = input_gate.as_deref_mut().map(Shared::new);
-        let d_out = output_gate.as_deref_mut().map(Shared::new);
+        let d_in = input_gate.map(Shared::new);
+        let d_out = output_gate.map(Shared::new);
         let work = self.plan.work();
         share(self.heads, batch.saturating_mul(2 * self.len), per, scratch, |heads, scratch| {
             let scratch = &mut aligned(scratch)[..6 * work];

@@ -1,7 +1,8 @@
 //! Very short kernels without a transform.
 //!
 //! 2 · `kernel_len` flops per output on vectors of outputs: the tap is broadcast, the inputs are read at every offset, most of them across a
-//! cache line. One load per multiply-add, so half the multiply-add rate at best; it wins below about 64 taps.
+//! cache line. One load per multiply-add, so half the multiply-add rate at best. Measured at 16384
+//! elements against windows of 2048: 1.3 times faster at 32 taps, 1.3 times slower at 64.
 
 use super::lanes::{Job, Lanes, check_isa, dispatch};
 use super::share::{Gates, Shared, elements, enough, length, share};

@@ -5,6 +5,10 @@
 //! `R₁` sub-transforms, so dropping residues skips everything between the first stage and the last for them; the highest
 //! digit names one of 16 outputs of the innermost codelet, so a low-pass prunes that codelet, the product and the way back.
 //!
+//! Measured against the dense [`super::LongConv`] (one and two threads): residues with 72 to 88 % zeros 1.3 to 2.8 times faster, least at
+//! 65536 elements, where this form outgrows L2 and the folded one does not; the low-pass 0.6 to 1.1 times. A low-pass cannot gain much: exact
+//! transforms of `K` out of `N` outputs cost `N log K` instead of `N log N`.
+//!
 //! A filter that is short in frequency is long in time: the result wraps around at `N`, exactly as with the masked full transform.
 
 use super::lanes::check_isa;
