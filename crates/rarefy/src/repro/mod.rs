@@ -1,5 +1,6 @@
 //! Published experiments, scaled to this machine: one file per specification.
 
+mod flashfftconv;
 mod sparsegpt_wanda_baselines;
 
 use std::path::PathBuf;
@@ -101,7 +102,7 @@ pub struct Experiment {
 }
 
 /// All experiments.
-pub const EXPERIMENTS: &[Experiment] = &[sparsegpt_wanda_baselines::EXPERIMENT];
+pub const EXPERIMENTS: &[Experiment] = &[sparsegpt_wanda_baselines::EXPERIMENT, flashfftconv::EXPERIMENT];
 
 /// The experiment of a method or of a specification.
 #[must_use]
