@@ -251,18 +251,21 @@ fn sparse(threads: usize, seconds: f64) -> Result<(), Error> {
     println!(
         "\nfrequency-sparse, ms (median, best), gain over the dense LongConv and over all frequencies in the same form"
     );
-    println!("     L  mask               zeros          ms         dense        gain (best)   own form");
+    println!("     L  mask                zeros          ms         dense        gain (best)   own form");
     for len in LENGTHS {
         let (u, k) = (noise(1, BATCH * HEADS * len), noise(2, HEADS * len));
         let radix = FrequencySparseConv::radix(len)?;
         let dense = LongConv::new(&k, HEADS, len, len)?;
         let all = FrequencySparseConv::new(&k, HEADS, len, len, FrequencyMask::ALL)?;
+        // A quarter of the residues: the lowest on both sides, zero, and the one opposite to zero.
+        let low = FrequencyMask::residues_within(radix / 8 - 1, radix).residues;
+        let quarter = low | 1 << (radix / 2);
         let masks = [
             ("low 1/2", FrequencyMask::low_pass(4)),
             ("low 1/4", FrequencyMask::low_pass(2)),
             ("low 1/8", FrequencyMask::low_pass(1)),
-            ("residues", FrequencyMask::residues_within(radix / 8, radix)),
-            ("residues, 1 less", FrequencyMask::residues_within((radix / 8).saturating_sub(1), radix)),
+            ("residues, quarter", FrequencyMask { residues: quarter, ..FrequencyMask::ALL }),
+            ("residues, less", FrequencyMask { residues: low, ..FrequencyMask::ALL }),
         ];
         for (name, mask) in masks {
             let conv = FrequencySparseConv::new(&k, HEADS, len, len, mask)?;
@@ -291,7 +294,7 @@ fn sparse(threads: usize, seconds: f64) -> Result<(), Error> {
                 ],
             );
             println!(
-                "{len:>6}  {name:<16} {:>6.1}% {:>7.2} {:>7.2} {:>7.2} {:>7.2} {:>6.2} {:>6.2} {:>6.2}",
+                "{len:>6}  {name:<17} {:>6.1}% {:>7.2} {:>7.2} {:>7.2} {:>7.2} {:>6.2} {:>6.2} {:>6.2}",
                 100.0 * conv.sparsity(),
                 t[0].0,
                 t[0].1,

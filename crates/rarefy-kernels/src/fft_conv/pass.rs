@@ -375,13 +375,24 @@ impl<const H: usize> Job for FirstPair<'_, H> {
         let table = plan.first.twiddles.as_slice().as_chunks::<W>().0;
         let (m, pitch) = (plan.first.m, plan.pitch / W);
         let (mut lo, mut hi) = ([[0.0; W]; H], [[0.0; W]; H]);
+        let plain = input.lo.len().min(input.hi.len()) >= H * m
+            && input.gate_lo.is_empty()
+            && input.gate_hi.is_empty();
+        let whole = (input.lo.as_chunks::<W>().0, input.hi.as_chunks::<W>().0);
         for j in 0..m / W {
-            gather(l, (input.lo, input.gate_lo), m, j * W, &mut lo);
-            gather(l, (input.hi, input.gate_hi), m, j * W, &mut hi);
             let mut x = [zero(l); H];
-            unroll!(n, H, {
-                x[n] = C { re: l.load(&lo[n]), im: l.load(&hi[n]) };
-            });
+            if plain {
+                unroll!(n, H, {
+                    let at = n * (m / W) + j;
+                    x[n] = C { re: l.load(&whole.0[at]), im: l.load(&whole.1[at]) };
+                });
+            } else {
+                gather(l, (input.lo, input.gate_lo), m, j * W, &mut lo);
+                gather(l, (input.hi, input.gate_hi), m, j * W, &mut hi);
+                unroll!(n, H, {
+                    x[n] = C { re: l.load(&lo[n]), im: l.load(&hi[n]) };
+                });
+            }
             let halves = dft_half_in::<H, W, L>(l, &x);
             unroll!(k, 2 * H, {
                 if kept.rows >> k & 1 == 1 {
@@ -410,6 +421,9 @@ impl<const H: usize> Job for LastPair<'_, H> {
         let table = plan.first.twiddles.as_slice().as_chunks::<W>().0;
         let (m, pitch) = (plan.first.m, plan.pitch / W);
         let (mut lo, mut hi) = ([[0.0; W]; H], [[0.0; W]; H]);
+        let plain = output.lo.len().min(output.hi.len()) >= H * m
+            && output.gate_lo.is_empty()
+            && output.gate_hi.is_empty();
         for j in 0..m / W {
             let mut halves = [[zero(l); H]; 2];
             unroll!(k, 2 * H, {
@@ -419,6 +433,15 @@ impl<const H: usize> Job for LastPair<'_, H> {
                 }
             });
             let x = dft_half_out::<H, W, L>(l, halves);
+            if plain {
+                let (lo, hi) = (output.lo.as_chunks_mut::<W>().0, output.hi.as_chunks_mut::<W>().0);
+                unroll!(n, H, {
+                    let at = n * (m / W) + j;
+                    l.store(x[n].im, &mut lo[at]);
+                    l.store(x[n].re, &mut hi[at]);
+                });
+                continue;
+            }
             unroll!(n, H, {
                 l.store(x[n].im, &mut lo[n]);
                 l.store(x[n].re, &mut hi[n]);

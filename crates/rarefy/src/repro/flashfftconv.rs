@@ -224,8 +224,11 @@ fn sparse(
     let (u, k) = (data(options, BATCH * heads, len, 5), data(options, heads, len, 6));
     let radix = FrequencySparseConv::radix(len)?;
     let dense = LongConv::new(&k, heads, len, len)?;
+    // A quarter of the residues: the lowest on both sides, zero, and the one opposite to zero.
+    let low = FrequencyMask::residues_within(radix / 8 - 1, radix).residues;
+    let residues = low | 1 << (radix / 2);
     let masks = [
-        ("residues", FrequencyMask::residues_within(radix / 8, radix)),
+        ("residues", FrequencyMask { residues, ..FrequencyMask::ALL }),
         ("low quarter", FrequencyMask::low_pass(2)),
     ];
     for (name, mask) in masks {
