@@ -15,7 +15,7 @@
 //!
 //! With many pixels or rows of activations multiply-adds are the bound ([`peak`]), and a sparse kernel gains by doing fewer at nearly
 //! the same rate: [`mod@spmm`] for 1×1 convolutions in channel-major layout, [`chw`] for the layers around them, [`cnn`] to run
-//! whole networks of these.
+//! whole networks of these. Convolutions along long rows go through transforms ([`fft_conv`]).
 //!
 //! # Same bits
 //! (Of the kernels over f32 and bf16; the quantised ones promise the same for tokens, threads and AVX paths, see their pages.)
@@ -47,6 +47,7 @@ pub mod cnn;
 mod dense;
 mod drive;
 mod error;
+pub mod fft_conv;
 mod group_sparse;
 mod isa;
 mod kernel;

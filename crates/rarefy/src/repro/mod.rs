@@ -2,6 +2,7 @@
 
 mod convnets;
 mod fast_sparse_convnets;
+mod flashfftconv;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 
@@ -106,6 +107,7 @@ pub struct Experiment {
 /// All experiments.
 pub const EXPERIMENTS: &[Experiment] =
     &[sparsegpt_wanda_baselines::EXPERIMENT, fast_sparse_convnets::EXPERIMENT, sparsebytenn::EXPERIMENT];
+pub const EXPERIMENTS: &[Experiment] = &[sparsegpt_wanda_baselines::EXPERIMENT, flashfftconv::EXPERIMENT];
 
 /// The experiment of a method or of a specification.
 #[must_use]
