@@ -105,9 +105,12 @@ pub struct Experiment {
 }
 
 /// All experiments.
-pub const EXPERIMENTS: &[Experiment] =
-    &[sparsegpt_wanda_baselines::EXPERIMENT, fast_sparse_convnets::EXPERIMENT, sparsebytenn::EXPERIMENT];
-pub const EXPERIMENTS: &[Experiment] = &[sparsegpt_wanda_baselines::EXPERIMENT, flashfftconv::EXPERIMENT];
+pub const EXPERIMENTS: &[Experiment] = &[
+    sparsegpt_wanda_baselines::EXPERIMENT,
+    fast_sparse_convnets::EXPERIMENT,
+    sparsebytenn::EXPERIMENT,
+    flashfftconv::EXPERIMENT,
+];
 
 /// The experiment of a method or of a specification.
 #[must_use]
