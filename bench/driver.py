@@ -83,7 +83,7 @@ class FftRounds:
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for line in text.splitlines():
             cells = line.split()
-            if len(cells) == 10 and cells[0] == str(self.job["shape"][2]):
+            if len(cells) == 11 and cells[0] == str(self.job["shape"][2]):
                 return {n: [float(cells[i])] for n, i in (("ours", 1), ("realfft", 3), ("rustfft, pairs", 5))}
         raise RuntimeError("the output of fft_conv has no line for this length")
 

@@ -8,13 +8,14 @@ def median(v):
 
 
 def ratio(data, ours, rivals):
-    """(best rival, median over the passes of its time over ours); the best rival is the one of the least median time."""
+    """The best rival by median time, median over the passes of its time over ours, and the ratio of the least times of all."""
     times = {k: [median(p) for p in t] for k, t in data["times_ms"].items()}
     present = [r for r in rivals if r in times]
     if ours not in times or not present:
         return None
     best = min(present, key=lambda r: median(times[r]))
-    return best, median([r / o for r, o in zip(times[best], times[ours])])
+    least = lambda k: min(v for p in data["times_ms"][k] for v in p)
+    return best, median([r / o for r, o in zip(times[best], times[ours])]), min(map(least, present)) / least(ours)
 
 
 def write(here):
@@ -42,18 +43,20 @@ def write(here):
                     if not set(t.get("cases", [case["name"]])) & {case["name"]}:
                         continue
                     if t.get("roof"):
-                        value, against = roof(r, t["ours"]), "read roof of the run"
+                        value, against, least = roof(r, t["ours"]), "read roof of the run", None
                     else:
-                        against, value = ratio(r, t["ours"], t["rivals"]) or (None, None)
+                        against, value, least = ratio(r, t["ours"], t["rivals"]) or (None, None, None)
                     if value is None:
                         missing.append(f"{where}: {t['ours']}")
                         continue
                     met = value >= t["ratio"]
-                    table.append(f"| {where} | {t['ours']} | {against} | {t['ratio']:g} | {value:.2f} | {'met' if met else '**not met**'} |")
+                    table.append(f"| {where} | {t['ours']} | {against} | {t['ratio']:g} | {value:.2f} | {'' if least is None else f'{least:.2f}'} | {'met' if met else '**not met**'} |")
+                    if least is not None and value >= 1 > least:
+                        losses.append(f"- {where}: by the least times {t['ours']} takes {1 / least:.2f} times as long as the best rival; by the medians it does not lose.")
                     if not t.get("roof") and value < 1:
                         losses.append(f"- {where}: {t['ours']} takes {1 / value:.2f} times as long as {against}.")
-    lines += ["## Targets", "", "The ratio is the median over the passes of (time of the best rival) / (ours); for a roof it is bytes per second over the read rate measured in the same passes.", "",
-              "| case | ours | against | at least | measured | |", "|---|---|---|---|---|---|", *table, ""]
+    lines += ["## Targets", "", "The ratio is the median over the passes of (time of the best rival) / (ours); for a roof it is bytes per second over the read rate measured in the same passes. `least times` is the ratio of the fastest calls, with whichever rival has the fastest.", "",
+              "| case | ours | against | at least | measured | least times | |", "|---|---|---|---|---|---|---|", *table, ""]
     lines += ["## Where we lose", "", *(losses or ["Nowhere among the targets measured."]), ""]
     lines += ["## Not run", "", *(f"- {m}" for m in missing), *(f"- {m}" for m in NEVER), ""]
     (here / "results" / "report.md").write_text("\n".join(lines + tables).rstrip() + "\n")
@@ -64,6 +67,7 @@ NEVER = [
     "LiteRT/XNNPACK: the wheel has no converter, and the one that writes its format needs TensorFlow.",
     "MNN's sparse kernels: only its dense ones are compared.",
     "sparse_dot_mkl where the library mkl is not installed; PyTorch's CSR product calls the MKL it was built with.",
+    "Values of 8 bits in bitmask panels, bf16 peers, and cases beyond those in definitions/.",
     "Row skipping (CATS, lazy neuron), sparsifiner and the estimator: no definition yet.",
 ]
 

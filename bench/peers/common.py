@@ -2,6 +2,9 @@
 import json, os, sys, time
 import numpy as np
 
+# What libraries print must not come between the answers.
+OUT = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 JOB = json.loads(sys.argv[1])
 DIR, THREADS, SHAPE = JOB["dir"], JOB["threads"], JOB["shape"]
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -31,12 +34,11 @@ def copies(*sizes):
 
 
 def serve(peer, version, entries):
-    out = os.fdopen(os.dup(1), "w")
     described = []
     for i, e in enumerate(entries):
         np.ascontiguousarray(e.result(e.call(0)), dtype=np.float32).tofile(os.path.join(DIR, f"{peer}.{i}.f32"))
         described.append({"name": e.name, "w": e.w, "bytes": int(e.size)})
-    print(json.dumps({"entries": described, "version": version}), file=out, flush=True)
+    print(json.dumps({"entries": described, "version": version}), file=OUT, flush=True)
     copy = 0
     for _ in sys.stdin:
         times = {}
@@ -49,4 +51,4 @@ def serve(peer, version, entries):
                 ms.append((time.perf_counter() - start) * 1e3)
                 copy += 2
             times[e.name] = ms
-        print(json.dumps(times), file=out, flush=True)
+        print(json.dumps(times), file=OUT, flush=True)

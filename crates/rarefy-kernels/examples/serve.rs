@@ -79,7 +79,9 @@ fn main() -> Result<(), Error> {
         line?;
         let mut times = serde_json::Map::new();
         pool.install(|| {
-            times.insert("read GB/s".into(), json!([probe.read(pass % 4, 4)]));
+            // As for the kernels, the second read counts.
+            probe.read(pass % 4, 4);
+            times.insert("read GB/s".into(), json!([probe.read((pass + 1) % 4, 4)]));
             times.insert("registers GF/s".into(), json!([peak::fma_pass()]));
             for entry in &mut entries {
                 let mut ms = Vec::new();
