@@ -63,11 +63,12 @@ def write(here):
 
 
 NEVER = [
-    "llama.cpp (llama-cpp-python): needs a build of ggml from source; no comparison with Q4_K_M here.",
+    "llama.cpp (llama-cpp-python): needs a build of ggml from source; no comparison with Q4_K_M here. The target of W4S50 against it is stood in for by ORT int4.",
     "LiteRT/XNNPACK: the wheel has no converter, and the one that writes its format needs TensorFlow.",
     "MNN's sparse kernels: only its dense ones are compared.",
     "sparse_dot_mkl where the library mkl is not installed; PyTorch's CSR product calls the MKL it was built with.",
     "Values of 8 bits in bitmask panels, bf16 peers, and cases beyond those in definitions/.",
+    "AVX2 only and other machines.",
     "Row skipping (CATS, lazy neuron), sparsifiner and the estimator: no definition yet.",
 ]
 
