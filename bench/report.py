@@ -15,7 +15,7 @@ def ratio(data, ours, rivals):
         return None
     best = min(present, key=lambda r: median(times[r]))
     least = lambda k: min(v for p in data["times_ms"][k] for v in p)
-    return best, median([r / o for r, o in zip(times[best], times[ours])]), min(map(least, present)) / least(ours)
+    return best, median([r / o for r, o in zip(times[best], times[ours])]), min(map(least, present)) / least(ours), median(times[best]) / median(times[ours])
 
 
 def write(here):
@@ -44,19 +44,21 @@ def write(here):
                         continue
                     if t.get("roof"):
                         value, against, least = roof(r, t["ours"]), "read roof of the run", None
+                        plain = value
                     else:
-                        against, value, least = ratio(r, t["ours"], t["rivals"]) or (None, None, None)
+                        against, value, least, plain = ratio(r, t["ours"], t["rivals"]) or (None,) * 4
                     if value is None:
                         missing.append(f"{where}: {t['ours']}")
                         continue
-                    met = value >= t["ratio"]
-                    table.append(f"| {where} | {t['ours']} | {against} | {t['ratio']:g} | {value:.2f} | {'' if least is None else f'{least:.2f}'} | {'met' if met else '**not met**'} |")
-                    if least is not None and value >= 1 > least:
+                    reached = {v >= t["ratio"] for v in (value, plain)}
+                    verdict = "unclear" if len(reached) > 1 else "met" if reached == {True} else "**not met**"
+                    table.append(f"| {where} | {t['ours']} | {against} | {t['ratio']:g} | {value:.2f} | {'' if least is None else f'{plain:.2f}'} | {'' if least is None else f'{least:.2f}'} | {verdict} |")
+                    if least is not None and min(value, plain) >= 1 > least:
                         losses.append(f"- {where}: by the least times {t['ours']} takes {1 / least:.2f} times as long as the best rival; by the medians it does not lose.")
-                    if not t.get("roof") and value < 1:
-                        losses.append(f"- {where}: {t['ours']} takes {1 / value:.2f} times as long as {against}.")
-    lines += ["## Targets", "", "The ratio is the median over the passes of (time of the best rival) / (ours); for a roof it is bytes per second over the read rate measured in the same passes. `least times` is the ratio of the fastest calls, with whichever rival has the fastest.", "",
-              "| case | ours | against | at least | measured | least times | |", "|---|---|---|---|---|---|---|", *table, ""]
+                    if least is not None and min(value, plain) < 1:
+                        losses.append(f"- {where}: {t['ours']} takes {1 / value:.2f} times as long as {against} pass by pass, {1 / plain:.2f} times by the medians.")
+    lines += ["## Targets", "", "The ratio is the median over the passes of (time of the best rival) / (ours); for a roof it is bytes per second over the read rate measured in the same passes. `medians` is the ratio of the two medians: where only one of both reaches the target the passes were too unlike to say, and the row is unclear. `least times` is the ratio of the fastest calls, with whichever rival has the fastest.", "",
+              "| case | ours | against | at least | measured | medians | least times | |", "|---|---|---|---|---|---|---|---|", *table, ""]
     lines += ["## Where we lose", "", *(losses or ["Nowhere among the targets measured."]), ""]
     lines += ["## Not run", "", *(f"- {m}" for m in missing), *(f"- {m}" for m in NEVER), ""]
     (here / "results" / "report.md").write_text("\n".join(lines + tables).rstrip() + "\n")
