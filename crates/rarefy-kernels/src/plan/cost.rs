@@ -102,7 +102,12 @@ impl Calibration {
         }
         let bytes = kind.bytes(work.rows, work.cols, work.sparsity);
         let units = kind.units(work.rows, work.cols, work.sparsity);
-        Some(Prediction { ms: cost.ns(units, bytes, work) / 1e6, bytes })
+        let mut ns = cost.ns(units, bytes, work);
+        if work.residence == Residence::Memory {
+            // No kernel streams its weights faster than memory can be read, whatever the fit says of sparsities not measured.
+            ns = ns.max(bytes / self.read_gb_per_s);
+        }
+        Some(Prediction { ms: ns / 1e6, bytes })
     }
 
     /// The fastest of `kinds` for `work`.
@@ -318,6 +323,14 @@ mod tests {
             Some(Break::At(0.035))
         );
         assert_eq!(m.choose(&kinds(), &work(0.5, Residence::Memory)).unwrap().0, Kind::PanelF32);
+    }
+
+    #[test]
+    fn nothing_is_faster_than_memory() {
+        let mut m = machine(1e-6, 1e-6);
+        m.kernels.iter_mut().for_each(|k| k.rates = vec![(0.5, 1e6)]);
+        let p = m.predict(Kind::PanelF32, &work(0.0, Residence::Memory)).unwrap();
+        assert!((p.ms - p.bytes / 10.0 / 1e6).abs() < 1e-9, "{p:?}");
     }
 
     #[test]
