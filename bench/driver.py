@@ -1,5 +1,5 @@
 """Runs the definitions: ours and each peer in a process of its own, verified with NumPy, then timed in turn, pass by pass."""
-import argparse, csv, json, os, pathlib, platform, re, subprocess, sys, tempfile, time, tomllib
+import argparse, csv, json, os, pathlib, platform, re, statistics, subprocess, sys, tempfile, time, tomllib
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def run(case, group, threads, passes):
                     one.ready()
                     everybody.append(one)
                 except RuntimeError as e:
-                    left_out.append(f"{peer}: {e}")
+                    left_out.append(f"{one.name}: {e}")
                     print(f"   left out {left_out[-1]}", file=sys.stderr)
             checked = verify(job, everybody, folder)
             times = {}
@@ -236,7 +236,7 @@ def save(case, group, threads, job, everybody, times, checked, left_out):
         for e in one.entries:
             if e["name"] in times:
                 ms = sorted(v for p in times[e["name"]] for v in p)
-                rows.append({"kernel": e["name"], "by": one.name, "bytes": e["bytes"], "ms": ms[len(ms) // 2], "min": ms[0], "max": ms[-1], "error": checked.get(e["name"])})
+                rows.append({"kernel": e["name"], "by": one.name, "bytes": e["bytes"], "ms": statistics.median(ms), "min": ms[0], "max": ms[-1], "error": checked.get(e["name"])})
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     data = {"group": group, "case": case["name"], "threads": threads, "shape": job["shape"], "min_bytes": job["min_bytes"], "calls": job["calls"], "date": time.strftime("%Y-%m-%d"),
             "commit": commit, "machine": machine(), "versions": [one.version for one in everybody], "python": platform.python_version(), "left_out": left_out, "rows": rows,

@@ -3,13 +3,13 @@
 //! `labels.tsv` has a line per image, without a heading: file name, class number, name of the class, separated by tabs. Files lie beside it.
 
 use std::fs::File;
-use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, ImageReader, Limits};
 
 use crate::DataError;
+use crate::text::read_capped;
 
 /// Largest `labels.tsv` in bytes.
 const MAX_LABELS: u64 = 64 << 20;
@@ -85,13 +85,11 @@ impl ImageFolder {
     pub fn load(&self, image: &LabelledImage, side: u32) -> Result<Vec<u8>, DataError> {
         let path = self.dir.join(&image.file);
         let io = |source| DataError::Io { file: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() > MAX_FILE {
-            return Err(DataError::TooLarge { file: path, cap: MAX_FILE });
+        // Asked before opening: a pipe would wait for its writer.
+        if !std::fs::metadata(&path).map_err(io)?.is_file() {
+            return Err(io(std::io::Error::other("it is not a regular file")));
         }
-        let mut bytes = Vec::new();
-        // The cap holds also when the file grows meanwhile or is not a regular one.
-        BufReader::new(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(io)?;
+        let bytes = read_capped(File::open(&path).map_err(io)?, &path, MAX_FILE)?;
         square(&bytes, side).map_err(|source| DataError::Image { file: path, source: Box::new(source) })
     }
 }

@@ -35,7 +35,8 @@ pub fn read_text(path: &Path, cap: u64) -> Result<String, DataError> {
     text_from_bytes(bytes, path)
 }
 
-fn read_capped(reader: impl Read, path: &Path, cap: u64) -> Result<Vec<u8>, DataError> {
+/// All bytes of `reader`, or an error beyond `cap`.
+pub(crate) fn read_capped(reader: impl Read, path: &Path, cap: u64) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
     reader
         .take(cap.saturating_add(1))

@@ -12,6 +12,7 @@ use rarefy_kernels::attention::{
     attend_scratch_len, oracle,
 };
 use rarefy_kernels::bandwidth::ReadProbe;
+use rarefy_kernels::bandwidth::median;
 use rarefy_kernels::{RowValue, cpu_features};
 
 type Failure = Box<dyn std::error::Error>;
@@ -24,11 +25,6 @@ impl Noise {
         self.0 ^= self.0 << 17;
         (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
-}
-
-fn median(v: &mut [f64]) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
 }
 
 struct Shape {

@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use rarefy_kernels::bandwidth::median;
 use rarefy_kernels::cpu_features;
 use rarefy_kernels::masked_attention::{
     Basis, Predictor, PredictorSettings, RowLists, attend_all, attend_all_scratch_len, attend_rows, oracle,
@@ -21,11 +22,6 @@ impl Noise {
         };
         (0..len).map(|_| next() * scale).collect()
     }
-}
-
-fn median(v: &mut [f64]) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use half::bf16;
 use rarefy_kernels::bandwidth::ReadProbe;
+use rarefy_kernels::bandwidth::median;
 use rarefy_kernels::row_skip::{Activation, Activity, GatedMlp, SkipLinear};
 use rarefy_kernels::{RowValue, cpu_features};
 
@@ -25,11 +26,6 @@ impl Noise {
     fn vec<T>(&mut self, len: usize, f: impl Fn(f32) -> T) -> Vec<T> {
         (0..len).map(|_| f(self.next())).collect()
     }
-}
-
-fn median(v: &mut [f64]) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
 }
 
 fn main() -> Result<(), Failure> {

@@ -17,7 +17,7 @@ use rarefy_kernels::attention::{
 };
 use rarefy_kernels::bandwidth::ReadProbe;
 use rarefy_kernels::chw::Layout;
-use rarefy_kernels::cnn::{Image, Network, NetworkSettings, Node, Op, Padding};
+use rarefy_kernels::cnn::{Image, MOBILENET_V1, Network, NetworkSettings, Node, Op, Padding};
 use rarefy_kernels::spmm::{DenseConv1x1, Spmm};
 use rarefy_kernels::{
     Activations, AlignedBuf, Clamp, Dense, LinearKernel, Panel, Quantised, SparseGroups, cpu_features, peak,
@@ -304,23 +304,6 @@ fn attention(job: &Job) -> Result<Vec<Entry>, Error> {
     Ok(entries)
 }
 
-/// Output channels and stride of the thirteen pairs of depthwise and 1×1 layers.
-const PAIRS: [(usize, usize); 13] = [
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (1024, 2),
-    (1024, 1),
-];
-
 fn mobilenet(job: &Job) -> Result<Vec<Entry>, Error> {
     let [side] = job.shape[..] else { return Err("shape".into()) };
     let x = read(job, "x")?;
@@ -340,7 +323,7 @@ fn mobilenet(job: &Job) -> Result<Vec<Entry>, Error> {
         };
         add(3, 32, 1, 3, 2, Clamp::RELU6);
         let mut channels = 32;
-        for (d_out, stride) in PAIRS {
+        for (d_out, stride) in MOBILENET_V1 {
             add(channels, channels, channels, 3, stride, Clamp::RELU6);
             add(channels, d_out, 1, 1, 1, Clamp::RELU6);
             channels = d_out;

@@ -62,10 +62,14 @@ pub fn measure_read(threads: usize, bytes: usize) -> Result<f64, KernelError> {
     }))
 }
 
-/// The middle of `values` (the upper one of two), which it sorts; NaN when empty.
-pub(crate) fn median(values: &mut [f64]) -> f64 {
+/// The middle value; the mean of the two middle ones for an even count; NaN for none. Sorts `values`.
+pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    match (values.len(), values.len() / 2) {
+        (0, _) => f64::NAN,
+        (n, half) if n % 2 == 1 => values[half],
+        (_, half) => f64::midpoint(values[half - 1], values[half]),
+    }
 }
 
 fn sum(data: &[u64]) -> u64 {
@@ -113,6 +117,13 @@ mod tests {
             let data: Vec<u64> = (0..len as u64).map(|i| i * i + 1).collect();
             assert_eq!(sum(&data), data.iter().sum::<u64>(), "{len}");
         }
+    }
+
+    #[test]
+    fn medians() {
+        assert!(median(&mut []).is_nan());
+        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
+        assert!((median(&mut [4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The dense kernel: what every sparse kernel is measured against.
 
 use crate::drive::{self, MAX_TOKENS, PANEL, PanelKernel};
-use crate::error::product;
+use crate::error::{length, product};
 use crate::micro::Value;
 use crate::{AlignedBuf, Isa, KernelError, LinearKernel};
 
@@ -30,9 +30,7 @@ impl<T: Value> Dense<T> {
     /// [`KernelError::Length`] when `w` has not `rows * cols` elements.
     pub fn new(w: &[T], rows: usize, cols: usize) -> Result<Self, KernelError> {
         let expected = product(T::DENSE, rows, cols)?;
-        if w.len() != expected {
-            return Err(KernelError::Length { kernel: T::DENSE, array: "weight", expected, found: w.len() });
-        }
+        length(T::DENSE, "weight", expected, w.len())?;
         let stride = product(T::DENSE, cols, PANEL)?;
         let mut panels = AlignedBuf::zeroed(product(T::DENSE, rows.div_ceil(PANEL), stride)?);
         if cols > 0 {

@@ -2,10 +2,7 @@
 
 use std::ops::Range;
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-
-use crate::error::product;
-use crate::{Isa, KernelError};
+use crate::{Isa, KernelError, rows};
 
 /// Rows of one panel, as in the bitmask format.
 pub(crate) const PANEL: usize = rarefy_sparsity::formats::bitmask_panel::PANEL_ROWS;
@@ -53,58 +50,45 @@ pub(crate) fn forward<K: PanelKernel>(
     scratch: &mut [f32],
 ) -> Result<(), KernelError> {
     let (rows, cols) = (kernel.d_out(), kernel.d_in());
-    if !isa.is_available() {
-        return Err(KernelError::Isa { isa, best: Isa::detect() });
-    }
-    let length = |array, expected, found| KernelError::Length { kernel: K::NAME, array, expected, found };
-    let (x_len, y_len) = (product(K::NAME, n, cols)?, product(K::NAME, n, rows)?);
-    if x.len() != x_len {
-        return Err(length("x", x_len, x.len()));
-    }
-    if y.len() != y_len {
-        return Err(length("y", y_len, y.len()));
-    }
     let needed = scratch_len(cols, n);
-    if scratch.len() < needed {
-        return Err(length("scratch", needed, scratch.len()));
-    }
-    if n == 0 || rows == 0 {
+    let lengths = [x.len(), y.len()];
+    if !rows::check(K::NAME, isa, [rows, cols, n], lengths, [scratch.len(), needed])? {
         return Ok(());
     }
 
     let most = if isa == Isa::Avx2 { MAX_TOKENS_AVX2 } else { MAX_TOKENS };
-    let passes = Passes { n, passes: n.div_ceil(most) };
+    let passes = rows::passes(n, most);
     let packed: &[f32] = if n == 1 {
         x
     } else {
-        for tokens in passes.iter() {
+        for tokens in passes.clone() {
             let part = tokens.start * cols..tokens.end * cols;
             pack::<K>(&x[part.clone()], tokens.len(), cols, &mut scratch[part]);
         }
         &scratch[..needed]
     };
 
-    let out = Out { y: y.as_mut_ptr(), rows, n };
+    let out = rows::Out::new(y, rows);
     let panels = rows.div_ceil(PANEL);
     let work = |panels: Range<usize>| {
         let mut tile = [0.0; PANEL * MAX_TOKENS];
         for p in panels {
-            for tokens in passes.iter() {
+            let height = PANEL.min(rows - p * PANEL);
+            for tokens in passes.clone() {
                 kernel.run(isa, p, &packed[tokens.start * cols..tokens.end * cols], tokens.len(), &mut tile);
-                // SAFETY: `y` has `n * rows` elements (checked above) and stays borrowed mutably by this function.
-                // Panel `p` is visited by exactly one task, since the ranges of `split` are disjoint, and
-                // `store` writes only to the rows of panel `p`.
-                unsafe { out.store(p, tokens, &tile) };
+                for (line, t) in tile.chunks_exact(PANEL).zip(tokens) {
+                    // SAFETY: panel `p` is visited by exactly one task, since the ranges of `split` are disjoint, and
+                    // only its rows are written.
+                    unsafe { out.write(t, p * PANEL, &line[..height]) };
+                }
             }
         }
     };
     let products = rows.saturating_mul(cols).saturating_mul(n);
     let tasks = rayon::current_num_threads().min(products / MIN_PRODUCTS_PER_THREAD).min(panels);
-    if tasks <= 1 {
-        work(0..panels);
-    } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(|task| work(split(kernel, panels, task, tasks)));
-    }
+    rows::for_tasks(tasks, |task| {
+        work(if tasks <= 1 { 0..panels } else { split(kernel, panels, task, tasks) })
+    });
     Ok(())
 }
 
@@ -126,58 +110,12 @@ fn split<K: PanelKernel>(kernel: &K, panels: usize, task: usize, tasks: usize) -
     begin..end.max(begin)
 }
 
-/// The passes over the tokens: `n` cut into `passes` nearly equal runs.
-#[derive(Clone, Copy)]
-struct Passes {
-    n: usize,
-    passes: usize,
-}
-
-impl Passes {
-    fn iter(self) -> impl Iterator<Item = Range<usize>> {
-        (0..self.passes).map(move |i| self.n * i / self.passes..self.n * (i + 1) / self.passes)
-    }
-}
-
 /// `x[n, cols]` to `[cols / GROUP][n][GROUP]`, so that one step of a kernel reads one run.
 fn pack<K: PanelKernel>(x: &[f32], n: usize, cols: usize, out: &mut [f32]) {
     for t in 0..n {
         let line = &x[t * cols..(t + 1) * cols];
         for (g, run) in line.chunks_exact(K::GROUP).enumerate() {
             out[(g * n + t) * K::GROUP..][..K::GROUP].copy_from_slice(run);
-        }
-    }
-}
-
-/// `y[n, rows]`, written by several tasks at disjoint rows.
-struct Out {
-    y: *mut f32,
-    rows: usize,
-    n: usize,
-}
-
-// SAFETY: tasks write to disjoint rows only (see `forward`), so sharing the pointer races with nothing.
-unsafe impl Sync for Out {}
-
-impl Out {
-    /// Copies the rows of panel `p` for `tokens` out of `tile`.
-    ///
-    /// # Safety
-    /// `y` must be valid for `n * rows` elements, and nobody else may access the rows of panel `p` meanwhile.
-    unsafe fn store(&self, p: usize, tokens: Range<usize>, tile: &[f32; PANEL * MAX_TOKENS]) {
-        let first = p * PANEL;
-        assert!(first < self.rows && tokens.end <= self.n && tokens.len() <= MAX_TOKENS);
-        let height = PANEL.min(self.rows - first);
-        for (i, t) in tokens.enumerate() {
-            // SAFETY: `t < n` and `first + height <= rows`, so the destination lies in `y`; the source is a tile
-            // of its own on the stack.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    tile[i * PANEL..].as_ptr(),
-                    self.y.add(t * self.rows + first),
-                    height,
-                );
-            }
         }
     }
 }
@@ -214,14 +152,5 @@ mod tests {
         }
         assert_eq!(split(&Costs(vec![1; 10]), 10, 0, 2), 0..5);
         assert_eq!(split(&Costs(vec![1, 1, 8, 1, 1, 8]), 6, 0, 2), 0..3);
-    }
-
-    #[test]
-    fn passes_are_nearly_equal_and_cover_the_tokens() {
-        for n in 1..70 {
-            let runs: Vec<_> = Passes { n, passes: n.div_ceil(12) }.iter().collect();
-            assert!(runs.iter().all(|r| r.len() <= 12 && r.len() >= n.min(6)), "{runs:?}");
-            assert_eq!(runs.into_iter().flatten().collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
-        }
     }
 }

@@ -107,6 +107,26 @@ pub enum KernelError {
     },
 }
 
+/// An error unless `array` has exactly `expected` elements.
+pub(crate) fn length(
+    kernel: &'static str,
+    array: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), KernelError> {
+    if expected == found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
+}
+
+/// An error unless `array` has at least `expected` elements: for scratch.
+pub(crate) fn at_least(
+    kernel: &'static str,
+    array: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), KernelError> {
+    if expected <= found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
+}
+
 /// `a * b`, or the error naming both.
 pub(crate) fn product(kernel: &'static str, a: usize, b: usize) -> Result<usize, KernelError> {
     a.checked_mul(b).ok_or(KernelError::TooLarge { kernel, a, b })

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use crate::KernelError;
+
 /// The three code paths of every kernel, slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
@@ -33,6 +35,11 @@ impl Isa {
     /// True when this CPU can run the path.
     pub fn is_available(self) -> bool {
         self <= Self::detect()
+    }
+
+    /// An error unless this CPU can run the path.
+    pub(crate) fn require(self) -> Result<(), KernelError> {
+        if self.is_available() { Ok(()) } else { Err(KernelError::Isa { isa: self, best: Self::detect() }) }
     }
 
     /// The paths this CPU can run, slowest first.

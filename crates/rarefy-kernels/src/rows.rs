@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
-use crate::error::product;
+use crate::error::{at_least, length, product};
 use crate::{Isa, KernelError};
 
-/// Products of one weight and one activation below which a thread is not worth waking (about 10 µs of work).
-const MIN_PRODUCTS_PER_THREAD: usize = 1 << 18;
+/// Products of one weight and one activation below which a thread is not worth waking (about 20 µs of work; these kernels do more per product).
+pub(crate) const MIN_PRODUCTS_PER_THREAD: usize = 1 << 18;
 
 /// Checks a call of [`crate::LinearKernel::forward`] on `isa`; false when there is nothing to do.
 pub(crate) fn check(
@@ -18,18 +18,12 @@ pub(crate) fn check(
     [x, y]: [usize; 2],
     [scratch, needed]: [usize; 2],
 ) -> Result<bool, KernelError> {
-    if !isa.is_available() {
-        return Err(KernelError::Isa { isa, best: Isa::detect() });
-    }
+    isa.require()?;
     let sizes = [("x", product(kernel, n, cols)?, x), ("y", product(kernel, n, rows)?, y)];
     for (array, expected, found) in sizes {
-        if expected != found {
-            return Err(KernelError::Length { kernel, array, expected, found });
-        }
+        length(kernel, array, expected, found)?;
     }
-    if scratch < needed {
-        return Err(KernelError::Length { kernel, array: "scratch", expected: needed, found: scratch });
-    }
+    at_least(kernel, "scratch", needed, scratch)?;
     Ok(n > 0 && rows > 0)
 }
 
@@ -107,8 +101,9 @@ mod tests {
                 let seen: Vec<usize> = (0..tasks).flat_map(|t| share(n, t, tasks)).collect();
                 assert_eq!(seen, (0..n).collect::<Vec<_>>());
             }
-            for most in [1, 3, 8] {
-                assert!(passes(n, most).all(|p| (1..=most).contains(&p.len())));
+            for most in [1, 3, 8, 12] {
+                let fewest = n.checked_div(n.div_ceil(most)).unwrap_or(0);
+                assert!(passes(n, most).all(|p| (fewest.max(1)..=most).contains(&p.len())));
                 assert_eq!(passes(n, most).flatten().collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
             }
         }

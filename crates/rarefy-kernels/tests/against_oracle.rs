@@ -1,24 +1,13 @@
 //! Every kernel on every code path of this CPU against the naive product in f64, and against each other bit for bit.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod support;
+
 use half::bf16;
 use proptest::prelude::*;
 use rarefy_kernels::{Dense, Isa, KernelError, LinearKernel, Nm, Panel, Value, oracle::linear_f64};
 use rarefy_sparsity::formats::{BitmaskPanel, NmPacked};
-
-/// Deterministic values in (-1, 1), none zero.
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            let v = ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0;
-            if v == 0.0 { 0.5 } else { v }
-        })
-        .collect()
-}
+use support::noise;
 
 /// Weights with about `density` non-zeros.
 fn sparse(seed: u64, len: usize, density: f64) -> Vec<f32> {

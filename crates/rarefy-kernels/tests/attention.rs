@@ -1,6 +1,8 @@
 //! Decode attention and double sparsity on every code path against naive f64.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use half::bf16;
 use proptest::prelude::*;
 use rarefy_kernels::attention::oracle::{attention_f64, label_scores_f64};
@@ -9,19 +11,7 @@ use rarefy_kernels::attention::{
     attend_scratch_len, attend_with, top_tokens,
 };
 use rarefy_kernels::{Isa, KernelError, RowValue};
-
-/// Deterministic values in (-1, 1), none zero.
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|v| (v + 0.0).to_bits()).collect()

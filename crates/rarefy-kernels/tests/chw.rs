@@ -1,21 +1,12 @@
 //! The CHW layers on every code path of this CPU against the convolution in f64, and against each other.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use proptest::prelude::*;
 use rarefy_kernels::chw::{Conv, Depthwise, Geometry, Layout, PatchProduct};
 use rarefy_kernels::{Clamp, Isa, KernelError, oracle::conv_f64};
-
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 /// Runs on dirty memory with one and two threads, which must agree.
 fn run(

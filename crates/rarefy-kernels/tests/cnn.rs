@@ -1,21 +1,12 @@
 //! A small network of every kind of node against the layers computed one by one in f64.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use rarefy_kernels::chw::{Geometry, Layout};
 use rarefy_kernels::cnn::{Image, Network, NetworkSettings, Node, Op, Padding};
 use rarefy_kernels::{Clamp, Isa, KernelError, oracle::conv_f64};
-
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 /// Weights of which whole groups of `block` rows are zero with a probability of `sparsity`.
 fn pruned(seed: u64, d_out: usize, row: usize, block: usize, sparsity: f32) -> Vec<f32> {

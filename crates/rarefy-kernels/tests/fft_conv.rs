@@ -1,25 +1,15 @@
 //! Long convolutions on every code path of this CPU against the definition in f64, against rustfft, and against each other.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use proptest::prelude::*;
 use rarefy_kernels::fft_conv::{
     ChunkedConv, DirectConv, FrequencyMask, FrequencySparseConv, Gates, Gradients, LongConv, monarch,
 };
 use rarefy_kernels::{Isa, KernelError};
 use rustfft::{FftPlanner, num_complex::Complex};
-
-/// Deterministic values in (-1, 1).
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 /// The definition, one row.
 fn direct_f64(u: &[f64], k: &[f64]) -> Vec<f64> {

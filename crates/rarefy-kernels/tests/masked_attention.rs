@@ -1,24 +1,15 @@
 //! Masked attention and its predictor on every code path against naive f64.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use proptest::prelude::*;
 use rarefy_kernels::masked_attention::oracle::{connectivity_f64, masked_f64};
 use rarefy_kernels::masked_attention::{
     Basis, Predictor, PredictorSettings, RowLists, attend_all_scratch_len, attend_all_with, attend_rows_with,
 };
 use rarefy_kernels::{Isa, KernelError};
-
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 fn dense(isa: Isa, q: &[f32], k: &[f32], v: &[f32], d: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; q.len()];
@@ -191,6 +182,21 @@ fn the_predictor_keeps_the_largest_entries_of_the_connectivity() {
     ] {
         let m = model(n, d, low, basis, kept, coefficients);
         m.check(&noise(21, n * d), &noise(22, n * d));
+    }
+}
+
+/// Coefficients so far apart that all but one vanish: fewer entries than are kept are positive, and every list is still whole.
+#[test]
+fn coefficients_that_vanish_leave_no_list_unwritten() {
+    let mut m = model(60, 16, 8, 12, 40, 8);
+    m.settings.scale = 4000.0;
+    m.check(&noise(51, 60 * 16), &noise(52, 60 * 16));
+}
+
+#[test]
+fn numbers_that_are_not_finite_make_no_basis() {
+    for (w, threshold) in [(f32::NAN, 0.02), (1.0, f32::NAN), (1.0, -1.0), (f32::INFINITY, 0.0)] {
+        assert!(Basis::new(&[w; 6], 3, 2, threshold).is_err(), "{w} {threshold}");
     }
 }
 

@@ -1,24 +1,14 @@
 //! Row skipping on every code path against naive f64, and bit for bit against the dense evaluation.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use half::bf16;
 use proptest::prelude::*;
 use rarefy_kernels::row_skip::oracle::{gated_f64, relu_mlp_f64};
 use rarefy_kernels::row_skip::{Activation, Activity, GatedMlp, ReluMlp, SkipLinear};
 use rarefy_kernels::{Isa, KernelError, RowValue};
-
-/// Deterministic values in (-1, 1), none zero.
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 fn narrow(w: &[f32]) -> (Vec<bf16>, Vec<f32>) {
     let b: Vec<bf16> = w.iter().map(|v| bf16::from_f32(*v)).collect();

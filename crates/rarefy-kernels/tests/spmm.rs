@@ -1,24 +1,14 @@
 //! The sparse and dense 1×1 convolutions on every code path of this CPU against the product in f64, and against each other.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use proptest::prelude::*;
 use rarefy_kernels::spmm::{DenseConv1x1, Spmm, SpmmChannels};
 use rarefy_kernels::{Clamp, Isa, KernelError, oracle::linear_f64};
 use rarefy_sparsity::formats::DeltaBlock;
 use rarefy_sparsity::formats::delta_block::BLOCKS;
-
-/// Deterministic values in (-1, 1).
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            s ^= s << 13;
-            s ^= s >> 7;
-            s ^= s << 17;
-            ((s >> 40) as f32 + 0.5) / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use support::noise;
 
 /// Weights of which about `density` of the blocks of `block` rows are kept.
 fn blocks(seed: u64, rows: usize, cols: usize, block: usize, density: f64) -> Vec<f32> {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rarefy_checkpoint::CheckpointError;
+use rarefy_checkpoint::{CheckpointError, NewModel};
 use rarefy_kernels::cnn::NetworkSettings;
 use rarefy_models::ModelError;
 use rarefy_models::classifier::{Classifier, LayerOp, is_classifier, rank, synthetic};
@@ -42,7 +42,7 @@ fn written_and_read_again_it_is_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("net");
     for model in [synthetic::mobilenet_v1(1, 32, 1), synthetic::mobilenet_v2(1, 32, 1)] {
-        model.write(&out, "k", out.exists(), &Value::Null).unwrap();
+        model.write(NewModel::open_over(&out, "k", out.exists()).unwrap(), &Value::Null).unwrap();
         assert!(is_classifier(&out).unwrap());
         let again = Classifier::open(&out).unwrap();
         assert_eq!((again.side(), again.class_offset(), again.outputs()), (32, 1, 1001));
@@ -124,7 +124,7 @@ fn ranks() {
 fn changed(dir: &Path, change: &dyn Fn(&mut Value)) -> Result<Classifier, ModelError> {
     let out = dir.join("net");
     let model = synthetic::mobilenet_v2(1, 32, 1);
-    model.write(&out, "k", out.exists(), &Value::Null).unwrap();
+    model.write(NewModel::open_over(&out, "k", out.exists()).unwrap(), &Value::Null).unwrap();
     let file = out.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     change(&mut config);

@@ -70,19 +70,12 @@ impl Images {
         limit: usize,
         after: &mut dyn FnMut(usize),
     ) -> Result<Self, ClassifyError> {
-        let listed = &folder.images()[..limit.min(folder.images().len())];
-        let classes = model.outputs() - model.class_offset();
-        if let Some(bad) = listed.iter().find(|i| i.class >= classes) {
-            return Err(ClassifyError::Class { image: bad.file.clone(), class: bad.class, classes });
-        }
-        let side = model.side() as u32;
-        let mut images = Vec::with_capacity(listed.len());
-        for chunk in listed.chunks(CHUNK) {
-            let decoded: Result<Vec<_>, DataError> =
-                chunk.par_iter().map(|i| Ok((folder.load(i, side)?, i.class))).collect();
-            images.extend(decoded?);
+        let mut images = Vec::new();
+        decoded(folder, model, limit, &mut |chunk| {
+            images.extend(chunk);
             after(images.len());
-        }
+            Ok(())
+        })?;
         Ok(Self { images })
     }
 }
@@ -117,6 +110,61 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// Bytes of an image as the network reads them, and its class.
+type Labelled = (Vec<u8>, usize);
+
+/// Decodes the first `limit` images of a folder, [`CHUNK`] at a time.
+fn decoded(
+    folder: &ImageFolder,
+    model: &Classifier,
+    limit: usize,
+    take: &mut dyn FnMut(Vec<Labelled>) -> Result<(), ClassifyError>,
+) -> Result<(), ClassifyError> {
+    let listed = &folder.images()[..limit.min(folder.images().len())];
+    let classes = model.outputs() - model.class_offset();
+    if let Some(bad) = listed.iter().find(|i| i.class >= classes) {
+        return Err(ClassifyError::Class { image: bad.file.clone(), class: bad.class, classes });
+    }
+    let side = model.side() as u32;
+    for chunk in listed.chunks(CHUNK) {
+        let images: Result<Vec<_>, DataError> =
+            chunk.par_iter().map(|i| Ok((folder.load(i, side)?, i.class))).collect();
+        take(images?)?;
+    }
+    Ok(())
+}
+
+/// Counts how often a model is right.
+struct Tally<'a> {
+    model: &'a Classifier,
+    runner: Runner<'a>,
+    numbers: Vec<f32>,
+    images: usize,
+    top1: usize,
+    top5: usize,
+}
+
+impl<'a> Tally<'a> {
+    fn new(model: &'a Classifier, network: &'a Network) -> Self {
+        Self { model, runner: Runner::new(network), numbers: Vec::new(), images: 0, top1: 0, top5: 0 }
+    }
+
+    fn see(&mut self, bytes: &[u8], class: usize) -> Result<(), ClassifyError> {
+        self.model.numbers(bytes, &mut self.numbers)?;
+        self.runner.run(&self.numbers, &mut |_| ())?;
+        let place = rank(&self.runner.out, class + self.model.class_offset());
+        self.images += 1;
+        self.top1 += usize::from(place < 1);
+        self.top5 += usize::from(place < 5);
+        Ok(())
+    }
+
+    fn accuracy(&self) -> Accuracy {
+        let share = |n: usize| n as f64 / self.images.max(1) as f64;
+        Accuracy { images: self.images, top1: share(self.top1), top5: share(self.top5) }
+    }
+}
+
 /// Measures the accuracy on decoded images, with the kernels that the weights call for; `after` is told how many are done.
 ///
 /// # Errors
@@ -127,18 +175,32 @@ pub fn accuracy(
     after: &mut dyn FnMut(usize),
 ) -> Result<Accuracy, ClassifyError> {
     let net = model.network(&NetworkSettings::default())?;
-    let mut runner = Runner::new(&net.network);
-    let (mut top1, mut top5, mut numbers) = (0_usize, 0_usize, Vec::new());
-    for (i, (bytes, class)) in images.images.iter().enumerate() {
-        model.numbers(bytes, &mut numbers)?;
-        runner.run(&numbers, &mut |_| ())?;
-        let place = rank(&runner.out, class + model.class_offset());
-        top1 += usize::from(place < 1);
-        top5 += usize::from(place < 5);
-        after(i + 1);
+    let mut tally = Tally::new(model, &net.network);
+    for (bytes, class) in &images.images {
+        tally.see(bytes, *class)?;
+        after(tally.images);
     }
-    let share = |hits: usize| hits as f64 / images.images.len().max(1) as f64;
-    Ok(Accuracy { images: images.images.len(), top1: share(top1), top5: share(top5) })
+    Ok(tally.accuracy())
+}
+
+/// [`accuracy`] on the first `limit` images of a folder, of which only some are in memory at a time.
+///
+/// # Errors
+/// As there; [`ClassifyError::Data`], [`ClassifyError::Class`].
+pub fn accuracy_on_folder(
+    model: &Classifier,
+    folder: &ImageFolder,
+    limit: usize,
+    after: &mut dyn FnMut(usize),
+) -> Result<Accuracy, ClassifyError> {
+    let net = model.network(&NetworkSettings::default())?;
+    let mut tally = Tally::new(model, &net.network);
+    decoded(folder, model, limit, &mut |chunk| {
+        chunk.iter().try_for_each(|(bytes, class)| tally.see(bytes, *class))?;
+        after(tally.images);
+        Ok(())
+    })?;
+    Ok(tally.accuracy())
 }
 
 /// Times of some networks that compute the same.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+pub use rarefy_kernels::bandwidth::median;
 use rarefy_models::{CausalLm, ModelError};
 
 /// Time to decode one token, in milliseconds, for each model.
@@ -37,16 +38,6 @@ pub fn decode_ms(
     Ok(times.iter_mut().map(|t| median(t)).collect())
 }
 
-/// The middle value; the mean of the two middle ones for an even count; NaN for none.
-pub fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match (values.len(), values.len() / 2) {
-        (0, _) => f64::NAN,
-        (n, half) if n % 2 == 1 => values[half],
-        (_, half) => f64::midpoint(values[half - 1], values[half]),
-    }
-}
-
 /// The processor's name as the system gives it.
 #[must_use]
 pub fn cpu_name() -> String {
@@ -57,14 +48,23 @@ pub fn cpu_name() -> String {
     format!("unknown {} processor", std::env::consts::ARCH)
 }
 
+/// Bytes of memory that a measurement may take: three quarters of what the system says is available, 4 GiB where it says nothing.
+#[must_use]
+pub fn spare_memory() -> usize {
+    let available = |text: String| {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?.to_owned();
+        line.split_whitespace().nth(1)?.parse::<usize>().ok()
+    };
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(available);
+    kib.map_or(4 << 30, |kib| kib.saturating_mul(1024) / 4 * 3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn medians() {
-        assert!(median(&mut []).is_nan());
-        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
-        assert!((median(&mut [4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
+    fn some_memory_can_be_spared() {
+        assert!(spare_memory() > 1 << 20);
     }
 }

@@ -7,13 +7,14 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{builtin, json, run, stderr};
+use rarefy::checkpoint::NewModel;
 use rarefy::models::classifier::{Classifier, synthetic};
 use serde_json::Value;
 
 /// A small network and three images.
 fn fixture(dir: &Path) -> (String, String) {
     let (model, images) = (dir.join("net"), dir.join("images"));
-    synthetic::mobilenet_v1(1, 32, 1).write(&model, "test", false, &Value::Null).unwrap();
+    synthetic::mobilenet_v1(1, 32, 1).write(NewModel::open(&model, "test").unwrap(), &Value::Null).unwrap();
     std::fs::create_dir(&images).unwrap();
     let mut labels = String::new();
     for i in 0..3_u8 {

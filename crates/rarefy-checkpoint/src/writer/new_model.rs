@@ -63,6 +63,14 @@ impl NewModel {
         Ok(Self { staging: Staging::open(out, run_key, "dense", overwrite)?, run_key: run_key.to_owned() })
     }
 
+    /// Gives up: what was begun is removed.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn abandon(self) -> Result<()> {
+        self.staging.abandon()
+    }
+
     /// A file for the state of the maker. It is removed with the staging folder when the model is complete.
     #[must_use]
     pub fn state_file(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! Keys and values of fixed capacity.
 
-use crate::error::product;
+use crate::error::{length, product};
 use crate::lanes::RowValue;
 use crate::{AlignedBuf, KernelError};
 
@@ -44,9 +44,7 @@ impl<T: RowValue> KvCache<T> {
     pub fn append(&mut self, k: &[T], v: &[T]) -> Result<(), KernelError> {
         let expected = self.kv_heads * self.d;
         for (array, found) in [("k", k.len()), ("v", v.len())] {
-            if found != expected {
-                return Err(KernelError::Length { kernel: NAME, array, expected, found });
-            }
+            length(NAME, array, expected, found)?;
         }
         if self.len == self.capacity {
             return Err(KernelError::Full { kernel: NAME, capacity: self.capacity });

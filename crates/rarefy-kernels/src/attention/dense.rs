@@ -5,7 +5,8 @@ use rayon::slice::ParallelSliceMut;
 
 use super::softmax::{Head, SEGMENT, block_len, merge, partial_len, segment};
 use super::{KvCache, Query, check};
-use crate::lanes::{Job, Lanes, RowValue, check_isa, dispatch};
+use crate::error::at_least;
+use crate::lanes::{Job, Lanes, RowValue, dispatch};
 use crate::{Isa, KernelError};
 
 const NAME: &str = "attention";
@@ -55,13 +56,11 @@ pub fn attend_with<T: RowValue>(
     out: &mut [f32],
     scratch: &mut [f32],
 ) -> Result<(), KernelError> {
-    check_isa(isa)?;
+    isa.require()?;
     let group = check(NAME, cache, &query, out)?;
     not_empty(NAME, cache)?;
     let expected = attend_scratch_len(cache, query.heads);
-    if scratch.len() < expected {
-        return Err(KernelError::Length { kernel: NAME, array: "scratch", expected, found: scratch.len() });
-    }
+    at_least(NAME, "scratch", expected, scratch.len())?;
     let (d, n) = (cache.d(), cache.len());
     let (stride, segments) = (stride(group, d), n.div_ceil(SEGMENT));
     let scratch = &mut scratch[..expected];

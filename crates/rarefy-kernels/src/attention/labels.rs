@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::error::product;
+use crate::error::{length, product};
 use crate::lanes::{LANES, Lanes, RowValue, prefetch};
 use crate::select::{BINS, FIRST_SHIFT, key};
 use crate::{AlignedBuf, KernelError};
@@ -107,9 +107,7 @@ impl LabelCache {
     /// [`KernelError::Length`], or [`KernelError::Full`].
     pub fn append<T: RowValue>(&mut self, k: &[T]) -> Result<(), KernelError> {
         let expected = self.kv_heads * self.d;
-        if k.len() != expected {
-            return Err(KernelError::Length { kernel: NAME, array: "k", expected, found: k.len() });
-        }
+        length(NAME, "k", expected, k.len())?;
         if self.len == self.capacity {
             return Err(KernelError::Full { kernel: NAME, capacity: self.capacity });
         }
@@ -124,6 +122,8 @@ impl LabelCache {
             let mut quantise = |levels: f32| {
                 // A range of zero gets the step of a range of one, so that nothing is divided by zero.
                 let step = if high > low { (high - low) / levels } else { 1.0 / levels };
+                // Codes hold no NaN and no infinity: their step does, so that such a label shows in the score.
+                let step = if channels.iter().all(|c| label(*c).is_finite()) { step } else { f32::NAN };
                 self.steps.as_mut_slice()[tile * 2 * LANES + lane] = step;
                 self.steps.as_mut_slice()[tile * 2 * LANES + LANES + lane] = low;
                 move |v: f32| ((v - low) / step).round().clamp(0.0, levels) as u8
@@ -182,13 +182,13 @@ impl LabelCache {
     }
     /// Bytes that scoring all tokens reads.
     pub fn bytes_read(&self) -> usize {
-        let per_token = match self.store {
-            Store::F32(_) => 4 * self.rank,
-            Store::Bf16(_) => 2 * self.rank,
-            Store::Int8(_) => self.rank + 8,
-            Store::Int4(_) => self.rank / 2 + 8,
-        };
-        self.len.next_multiple_of(LANES) * self.kv_heads * per_token
+        let labels = self.len.next_multiple_of(LANES) * self.kv_heads;
+        match self.store {
+            Store::F32(_) => 4 * labels * self.rank,
+            Store::Bf16(_) => 2 * labels * self.rank,
+            Store::Int8(_) => labels * (self.rank + 8),
+            Store::Int4(_) => labels * self.rank / 2 + 8 * labels,
+        }
     }
 
     /// The stored label of a token, decoded. Panics outside the cache.

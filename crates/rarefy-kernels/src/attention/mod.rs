@@ -26,6 +26,7 @@ pub use labels::{LabelCache, LabelKind};
 pub use sparse::{DoubleSparse, Grouping, attend_double_sparse, attend_double_sparse_with, top_tokens};
 
 use crate::KernelError;
+use crate::error::length;
 use crate::lanes::RowValue;
 
 /// The query of one token.
@@ -57,9 +58,7 @@ fn check<T: RowValue>(
     }
     let expected = crate::error::product(kernel, query.heads, d)?;
     for (array, found) in [("q", query.q.len()), ("out", out.len())] {
-        if found != expected {
-            return Err(KernelError::Length { kernel, array, expected, found });
-        }
+        length(kernel, array, expected, found)?;
     }
     Ok(query.heads / kv)
 }

@@ -6,7 +6,8 @@ use rayon::slice::ParallelSliceMut;
 use super::dense::{MIN_VALUES, not_empty, stride};
 use super::softmax::{Head, SEGMENT, merge, partial_len, segment};
 use super::{KvCache, LabelCache, Query, check};
-use crate::lanes::{Job, Lanes, RowValue, check_isa, dispatch};
+use crate::error::{at_least, length};
+use crate::lanes::{Job, Lanes, RowValue, dispatch};
 use crate::select::{BINS, Cut};
 use crate::{Isa, KernelError};
 
@@ -78,7 +79,7 @@ pub fn attend_double_sparse_with<T: RowValue>(
     out: &mut [f32],
     scratch: &mut [f32],
 ) -> Result<(), KernelError> {
-    check_isa(isa)?;
+    isa.require()?;
     let group = check(NAME, cache, &query, out)?;
     not_empty(NAME, cache)?;
     let bad = |argument, value: String, allowed| {
@@ -92,9 +93,7 @@ pub fn attend_double_sparse_with<T: RowValue>(
         return bad("labels", value, "those of the cache");
     }
     let expected = plan.scratch_len(cache, labels, query.heads);
-    if scratch.len() < expected {
-        return Err(KernelError::Length { kernel: NAME, array: "scratch", expected, found: scratch.len() });
-    }
+    at_least(NAME, "scratch", expected, scratch.len())?;
     let (d, n) = (cache.d(), cache.len());
     let stride = plan.stride(n, d, labels, group);
     let work = |h: usize, out: &mut [f32], scratch: &mut [f32]| {
@@ -128,16 +127,12 @@ pub fn top_tokens(
     out: &mut [u32],
     scratch: &mut [u32],
 ) -> Result<(), KernelError> {
-    check_isa(isa)?;
-    let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
-    if q.len() != labels.d() {
-        return Err(length("q", labels.d(), q.len()));
-    }
-    if scratch.len() < labels.len() {
-        return Err(length("scratch", labels.len(), scratch.len()));
-    }
+    isa.require()?;
+    length(NAME, "q", labels.d(), q.len())?;
+    at_least(NAME, "scratch", labels.len(), scratch.len())?;
     if out.len() > labels.len() {
-        return Err(length("out", labels.len(), out.len()));
+        let (expected, found) = (labels.len(), out.len());
+        return Err(KernelError::Length { kernel: NAME, array: "out", expected, found });
     }
     if head >= labels.kv_heads() {
         let (argument, allowed) = ("head", "below the key-value heads");

@@ -11,7 +11,7 @@
 //! Fails on: sizes that do not fit, no block yet → [`KernelError`].
 
 use crate::KernelError;
-use crate::error::product;
+use crate::error::{length, product};
 
 const NAME: &str = "double-sparsity";
 
@@ -86,9 +86,7 @@ impl ChannelCalibrator {
         let (heads, d, kv) = (self.heads, self.d, self.kv_heads);
         for (array, width, found) in [("q", heads, q.len()), ("k", kv, k.len())] {
             let expected = product(NAME, tokens, product(NAME, width, d)?)?;
-            if found != expected {
-                return Err(KernelError::Length { kernel: NAME, array, expected, found });
-            }
+            length(NAME, array, expected, found)?;
         }
         if tokens == 0 {
             return Ok(());

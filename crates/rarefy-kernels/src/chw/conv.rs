@@ -10,7 +10,7 @@
 use rarefy_sparsity::formats::DeltaBlock;
 
 use super::Geometry;
-use crate::error::product;
+use crate::error::{length, product};
 use crate::spmm::drive::{Ahead, StripSource};
 use crate::spmm::{DenseConv1x1, Spmm};
 use crate::{Clamp, Isa, KernelError};
@@ -84,9 +84,7 @@ pub fn patch_order(w: &[f32], d_out: usize, channels: usize, kernel: usize) -> R
     let taps = product(NAME, kernel, kernel)?;
     let row = product(NAME, taps, channels)?;
     let expected = product(NAME, d_out, row)?;
-    if w.len() != expected {
-        return Err(KernelError::Length { kernel: NAME, array: "weight", expected, found: w.len() });
-    }
+    length(NAME, "weight", expected, w.len())?;
     let mut ordered = vec![0.0; expected];
     if row > 0 {
         for (from, to) in w.chunks_exact(row).zip(ordered.chunks_exact_mut(row)) {
@@ -121,14 +119,7 @@ impl Conv {
         layout: Layout,
     ) -> Result<Self, KernelError> {
         let (expected, found) = (geometry.kernel().pow(2) * channels, product.rows_cols().1);
-        if expected != found {
-            return Err(KernelError::Length {
-                kernel: NAME,
-                array: "columns of the weight",
-                expected,
-                found,
-            });
-        }
+        length(NAME, "columns of the weight", expected, found)?;
         Ok(Self { product, geometry, channels, layout })
     }
 
@@ -179,9 +170,7 @@ impl Conv {
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
         let expected = product(NAME, self.channels, self.geometry.pixels())?;
-        if x.len() != expected {
-            return Err(KernelError::Length { kernel: NAME, array: "x", expected, found: x.len() });
-        }
+        length(NAME, "x", expected, x.len())?;
         let source = Patches { x, geometry: self.geometry, channels: self.channels, layout: self.layout };
         let pixels = self.geometry.out_pixels();
         match &self.product {

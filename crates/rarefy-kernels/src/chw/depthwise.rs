@@ -13,7 +13,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use super::Geometry;
-use crate::error::product;
+use crate::error::{at_least, length, product};
 use crate::{Clamp, Isa, KernelError};
 
 const NAME: &str = "depthwise";
@@ -71,16 +71,10 @@ impl Depthwise {
         if geometry.stride() > 2 {
             return Err(setting("stride", geometry.stride(), "1 or 2"));
         }
-        let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
         let expected = product(NAME, channels, geometry.kernel().pow(2))?;
-        if w.len() != expected {
-            return Err(length("weight", expected, w.len()));
-        }
-        let bias = match bias {
-            Some(b) if b.len() != channels => return Err(length("bias", channels, b.len())),
-            Some(b) => b.to_vec(),
-            None => vec![0.0; channels],
-        };
+        length(NAME, "weight", expected, w.len())?;
+        bias.map_or(Ok(()), |b| length(NAME, "bias", channels, b.len()))?;
+        let bias = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
         Ok(Self { geometry, channels, weights: w.to_vec(), bias, plane: Plane::new(&geometry) })
     }
 
@@ -127,22 +121,13 @@ impl Depthwise {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        if !isa.is_available() {
-            return Err(KernelError::Isa { isa, best: Isa::detect() });
-        }
-        let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
+        isa.require()?;
         let (pixels, outputs) = (self.geometry.pixels(), self.geometry.out_pixels());
         let (x_len, y_len) = (product(NAME, self.channels, pixels)?, product(NAME, self.channels, outputs)?);
-        if x.len() != x_len {
-            return Err(length("x", x_len, x.len()));
-        }
-        if y.len() != y_len {
-            return Err(length("y", y_len, y.len()));
-        }
+        length(NAME, "x", x_len, x.len())?;
+        length(NAME, "y", y_len, y.len())?;
         let one = self.plane.len();
-        if scratch.len() < one {
-            return Err(length("scratch", one, scratch.len()));
-        }
+        at_least(NAME, "scratch", one, scratch.len())?;
         if self.channels == 0 {
             return Ok(());
         }

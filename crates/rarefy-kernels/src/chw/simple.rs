@@ -4,7 +4,7 @@
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use crate::error::product;
+use crate::error::{length, product};
 use crate::{Clamp, KernelError};
 
 /// Elements below which a second thread is not worth waking.
@@ -15,15 +15,9 @@ const CHUNK: usize = 1 << 16;
 /// # Errors
 /// [`KernelError::Length`] for a slice of the wrong length.
 pub fn global_average(x: &[f32], channels: usize, pixels: usize, y: &mut [f32]) -> Result<(), KernelError> {
-    let length =
-        |array, expected, found| KernelError::Length { kernel: "global-average", array, expected, found };
     let expected = product("global-average", channels, pixels)?;
-    if x.len() != expected {
-        return Err(length("x", expected, x.len()));
-    }
-    if y.len() != channels {
-        return Err(length("y", channels, y.len()));
-    }
+    length("global-average", "x", expected, x.len())?;
+    length("global-average", "y", channels, y.len())?;
     if pixels == 0 {
         y.fill(f32::NAN);
         return Ok(());
@@ -44,10 +38,7 @@ pub fn global_average(x: &[f32], channels: usize, pixels: usize, y: &mut [f32]) 
 /// # Errors
 /// [`KernelError::Length`] when the lengths differ.
 pub fn residual_add(x: &[f32], y: &mut [f32], clamp: Clamp) -> Result<(), KernelError> {
-    if x.len() != y.len() {
-        let (expected, found) = (y.len(), x.len());
-        return Err(KernelError::Length { kernel: "residual-add", array: "x", expected, found });
-    }
+    length("residual-add", "x", y.len(), x.len())?;
     let add = |(x, y): (&[f32], &mut [f32])| x.iter().zip(y).for_each(|(x, y)| *y = clamp.apply(x + *y));
     if y.len() < 2 * CHUNK {
         add((x, y));

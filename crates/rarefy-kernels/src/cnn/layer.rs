@@ -5,6 +5,7 @@ use rarefy_sparsity::formats::{BitmaskPanel, DeltaBlock};
 
 use super::{NetworkSettings, NodeReport, Op, Padding, setting};
 use crate::chw::{Conv, Depthwise, Geometry, Layout, PatchProduct, global_average, patch_order};
+use crate::error::length;
 use crate::spmm::{DenseConv1x1, Spmm, SpmmChannels};
 use crate::{Clamp, DenseF32, Isa, KernelError, LinearKernel, PanelF32};
 
@@ -215,10 +216,5 @@ impl Layer {
 }
 
 fn check_bias(bias: Option<&[f32]>, d_out: usize) -> Result<(), KernelError> {
-    match bias {
-        Some(b) if b.len() != d_out => {
-            Err(KernelError::Length { kernel: "network", array: "bias", expected: d_out, found: b.len() })
-        }
-        _ => Ok(()),
-    }
+    bias.map_or(Ok(()), |b| length("network", "bias", d_out, b.len()))
 }

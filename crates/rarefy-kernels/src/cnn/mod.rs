@@ -14,10 +14,17 @@ use layer::Layer;
 use plan::Span;
 
 use crate::chw::{Layout, residual_add};
-use crate::error::product;
+use crate::error::{at_least, length, product};
 use crate::{Clamp, Isa, KernelError};
 
 const NAME: &str = "network";
+
+/// Output channels and stride of the thirteen pairs of a depthwise and a 1×1 convolution of MobileNet v1 1.0 (arXiv 1704.04861, table 1), behind
+/// an entry convolution of 32 channels and stride 2.
+#[rustfmt::skip]
+pub const MOBILENET_V1: [(usize, usize); 13] = [
+    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
+];
 
 /// The padding of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,18 +212,11 @@ impl Network {
         scratch: &mut [f32],
         after: &mut (dyn FnMut(usize) + Send),
     ) -> Result<(), KernelError> {
-        let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
         let expected =
             product(NAME, self.image.channels, product(NAME, self.image.height, self.image.width)?)?;
-        if image.len() != expected {
-            return Err(length("image", expected, image.len()));
-        }
-        if y.len() != self.out_len() {
-            return Err(length("y", self.out_len(), y.len()));
-        }
-        if scratch.len() < self.scratch_len(1) {
-            return Err(length("scratch", self.scratch_len(1), scratch.len()));
-        }
+        length(NAME, "image", expected, image.len())?;
+        length(NAME, "y", self.out_len(), y.len())?;
+        at_least(NAME, "scratch", self.scratch_len(1), scratch.len())?;
         awake::run(|| self.walk(isa, image, y, scratch, after))
     }
 

@@ -29,6 +29,9 @@ impl Span {
     }
 }
 
+/// Elements of all activations alive at once, at most: 4 GiB. The largest published mobile networks need some megabytes.
+const MOST: usize = 1 << 30;
+
 /// Gives every node a place that no node still to be read occupies; elements needed in all.
 pub(super) fn assign(nodes: &mut [Planned]) -> Result<usize, KernelError> {
     let mut last_use: Vec<usize> = (0..nodes.len()).collect();
@@ -62,6 +65,9 @@ pub(super) fn assign(nodes: &mut [Planned]) -> Result<usize, KernelError> {
         };
         nodes[i].span = span;
         all = all.max(span.end());
+        if all > MOST {
+            return Err(KernelError::TooLarge { kernel: "network", a: len, b: nodes.len() });
+        }
     }
     Ok(all)
 }

@@ -4,11 +4,11 @@
 //! `Σ_b D · conj(U)`: correlations, whose negative lags wrap to the far end of the row, where nothing is read. `U` is computed again
 //! instead of being kept from the forward pass: a transform costs less than the memory of `8 len` bytes per row.
 
-use super::lanes::check_isa;
+use super::block::{Middle, Parts, accumulate, multiply};
 use super::long::{LongConv, NAME, input, output};
-use super::pass::{Input, Kept, Middle, Output, Parts, accumulate, multiply, transform};
-use super::share::{Gates, SLACK, Shared, aligned, elements, enough, length, share};
-use crate::error::product;
+use super::pass::{Input, Kept, Output, transform};
+use super::share::{Gates, SLACK, Shared, aligned, check, share};
+use crate::error::{length, product};
 use crate::{Isa, KernelError};
 
 /// Where [`LongConv::backward`] writes.
@@ -61,25 +61,20 @@ impl LongConv {
         gradients: Gradients<'_>,
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_isa(isa)?;
         let Gradients { u: du, kernel: dk, input_gate, output_gate } = gradients;
-        let all = elements(NAME, batch, self.heads, self.len)?;
-        length(NAME, "u", all, u.len())?;
-        length(NAME, "dy", all, dy.len())?;
-        length(NAME, "du", all, du.len())?;
-        length(NAME, "dk", product(NAME, self.heads, self.kernel_len)?, dk.len())?;
-        gates.check(NAME, all)?;
-        for gate in [&input_gate, &output_gate].into_iter().flatten() {
-            length(NAME, "gate gradient", all, gate.len())?;
-        }
         let per = self.backward_scratch_len(1);
-        enough(NAME, per, scratch.len())?;
+        let gate = |g: &Option<&mut [f32]>| ("gate gradient", g.as_ref().map_or(dy.len(), |g| g.len()));
+        let arrays =
+            [("dy", dy.len()), ("u", u.len()), ("du", du.len()), gate(&input_gate), gate(&output_gate)];
+        check(NAME, isa, [batch, self.heads, self.len], &arrays, gates, (per, scratch.len()))?;
+        length(NAME, "dk", product(NAME, self.heads, self.kernel_len)?, dk.len())?;
 
         let (du, dk) = (Shared::new(du), Shared::new(dk));
         let d_in = input_gate.map(Shared::new);
         let d_out = output_gate.map(Shared::new);
         let work = self.plan.work();
-        share(self.heads, batch.saturating_mul(2 * self.len), per, scratch, |heads, scratch| {
+        // Also without elements each head has a gradient: zero.
+        share(self.heads, batch.saturating_mul(2 * self.len).max(1), per, scratch, |heads, scratch| {
             let scratch = &mut aligned(scratch)[..6 * work];
             let (sum, rest) = scratch.split_at_mut(2 * work);
             let (a, b) = rest.split_at_mut(2 * work);

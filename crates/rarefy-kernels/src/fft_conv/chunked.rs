@@ -4,12 +4,12 @@
 //! the product is taken modulo `x^{2n} + 1`, the history sits, negated, at the end of the window, where negative indices are;
 //! then the first `chunk` results are the outputs, written straight to their place. Memory is that of one window whatever the row.
 
-use super::lanes::check_isa;
+use super::block::{Middle, Parts, Spectrum};
 use super::long::{output, prepare};
-use super::pass::{Input, Kept, Middle, Parts, Spectrum, transform};
+use super::pass::{Input, Kept, transform};
 use super::plan::Plan;
-use super::share::{Gates, SLACK, Shared, aligned, elements, enough, halves, length, share};
-use crate::error::product;
+use super::share::{Gates, SLACK, Shared, aligned, check, halves, share};
+use crate::error::{length, product};
 use crate::{AlignedBuf, Isa, KernelError};
 
 const NAME: &str = "chunked convolution";
@@ -95,13 +95,9 @@ impl ChunkedConv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_isa(isa)?;
-        let all = elements(NAME, batch, self.heads, len)?;
-        length(NAME, "u", all, u.len())?;
-        length(NAME, "y", all, y.len())?;
-        gates.check(NAME, all)?;
         let per = self.scratch_len(1);
-        enough(NAME, per, scratch.len())?;
+        let arrays = [("u", u.len()), ("y", y.len())];
+        check(NAME, isa, [batch, self.heads, len], &arrays, gates, (per, scratch.len()))?;
         let (n, chunk) = (self.plan.n, self.chunk());
         let chunks = len.div_ceil(chunk);
         let y = Shared::new(y);

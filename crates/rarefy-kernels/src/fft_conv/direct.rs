@@ -4,9 +4,9 @@
 //! cache line. One load per multiply-add, so half the multiply-add rate at best. Measured at 16384
 //! elements against windows of 2048: 1.3 times faster at 32 taps, 1.3 times slower at 64.
 
-use super::lanes::{Job, Lanes, check_isa, dispatch};
-use super::share::{Gates, Shared, elements, enough, length, share};
-use crate::error::product;
+use super::lanes::{Job, Lanes, dispatch};
+use super::share::{Gates, Shared, check, share};
+use crate::error::{length, product};
 use crate::{Isa, KernelError};
 
 const NAME: &str = "direct convolution";
@@ -70,13 +70,9 @@ impl DirectConv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_isa(isa)?;
-        let all = elements(NAME, batch, self.heads, len)?;
-        length(NAME, "u", all, u.len())?;
-        length(NAME, "y", all, y.len())?;
-        gates.check(NAME, all)?;
         let per = self.scratch_len(1);
-        enough(NAME, per, scratch.len())?;
+        let arrays = [("u", u.len()), ("y", y.len())];
+        check(NAME, isa, [batch, self.heads, len], &arrays, gates, (per, scratch.len()))?;
         let y = Shared::new(y);
         share(batch * self.heads, len, per, scratch, |units, scratch| {
             for unit in units {

@@ -1,10 +1,10 @@
 //! The whole row in one transform.
 
-use super::lanes::check_isa;
-use super::pass::{Input, Kept, Middle, Output, Parts, Spectrum, transform};
+use super::block::{Middle, Parts, Spectrum};
+use super::pass::{Input, Kept, Output, transform};
 use super::plan::Plan;
-use super::share::{Gates, SLACK, Shared, aligned, elements, enough, halves, halves_mut, length, share};
-use crate::error::product;
+use super::share::{Gates, SLACK, Shared, aligned, check, halves, halves_mut, share};
+use crate::error::{length, product};
 use crate::{AlignedBuf, Isa, KernelError};
 
 pub(super) const NAME: &str = "long convolution";
@@ -115,13 +115,9 @@ impl LongConv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_isa(isa)?;
-        let all = elements(NAME, batch, self.heads, self.len)?;
-        length(NAME, "u", all, u.len())?;
-        length(NAME, "y", all, y.len())?;
-        gates.check(NAME, all)?;
         let per = self.scratch_len(1);
-        enough(NAME, per, scratch.len())?;
+        let arrays = [("u", u.len()), ("y", y.len())];
+        check(NAME, isa, [batch, self.heads, self.len], &arrays, gates, (per, scratch.len()))?;
         let (n, len) = (self.plan.n, self.len);
         let y = Shared::new(y);
         // Heads outermost: a spectrum is read once from memory and serves the whole batch from the cache.

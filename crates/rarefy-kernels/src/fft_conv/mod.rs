@@ -30,10 +30,12 @@
 //!
 //! # Same bits
 //! A row's result does not depend on the batch, the number of threads or the alignment. AVX-512 and AVX2 agree bit for bit; the portable path
-//! rounds products too. A row with NaN or infinity has NaN everywhere, other rows are untouched ([`DirectConv`]: only
-//! the outputs that see it).
+//! rounds products too. A row with NaN or infinity has NaN everywhere, other rows are untouched ([`DirectConv`] and [`ChunkedConv`]: only the
+//! outputs or chunks that see it). [`FrequencySparseConv`] is the exception: it transforms the rows of a head two by two, so a row's last bits
+//! depend on its partner, and a partner with NaN or infinity makes it NaN.
 
 mod backward;
+mod block;
 mod chunked;
 mod codelet;
 mod direct;

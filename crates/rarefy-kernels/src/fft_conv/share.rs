@@ -6,8 +6,8 @@ use std::ops::Range;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use crate::KernelError;
-use crate::error::product;
+use crate::error::{at_least, length, product};
+use crate::{Isa, KernelError};
 
 /// Real elements below which a thread is not worth waking (about 20 µs of work).
 const MIN_ELEMENTS_PER_THREAD: usize = 1 << 14;
@@ -30,6 +30,10 @@ pub(super) fn share(
     scratch: &mut [f32],
     f: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
+    if elements_per_unit == 0 {
+        // Any number of empty rows: nothing to do for any of them.
+        return;
+    }
     let work = units.saturating_mul(elements_per_unit) / MIN_ELEMENTS_PER_THREAD;
     let fits = scratch.len() / per.max(1);
     let tasks = rayon::current_num_threads().min(work).min(fits).min(units);
@@ -71,33 +75,20 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// An error unless `found == expected`.
-pub(super) fn length(
+/// Checks a call of a convolution: the path, the arrays as long as the batch, the gates, and scratch for one thread.
+pub(super) fn check(
     kernel: &'static str,
-    array: &'static str,
-    expected: usize,
-    found: usize,
+    isa: Isa,
+    [batch, heads, len]: [usize; 3],
+    arrays: &[(&'static str, usize)],
+    gates: Gates<'_>,
+    (per, scratch): (usize, usize),
 ) -> Result<(), KernelError> {
-    if expected == found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
-}
-
-/// An error unless there are at least `expected`.
-pub(super) fn enough(kernel: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
-    if expected <= found {
-        Ok(())
-    } else {
-        Err(KernelError::Length { kernel, array: "scratch", expected, found })
-    }
-}
-
-/// Elements of a batch: `batch * heads * len`.
-pub(super) fn elements(
-    kernel: &'static str,
-    batch: usize,
-    heads: usize,
-    len: usize,
-) -> Result<usize, KernelError> {
-    product(kernel, product(kernel, batch, heads)?, len)
+    isa.require()?;
+    let all = product(kernel, product(kernel, batch, heads)?, len)?;
+    arrays.iter().try_for_each(|&(array, found)| length(kernel, array, all, found))?;
+    gates.check(kernel, all)?;
+    at_least(kernel, "scratch", per, scratch)
 }
 
 /// Elementwise factors before and after a convolution, each as long as its input; absent ones are all ones.

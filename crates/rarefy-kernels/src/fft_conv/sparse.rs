@@ -11,12 +11,12 @@
 //!
 //! A filter that is short in frequency is long in time: the result wraps around at `N`, exactly as with the masked full transform.
 
-use super::lanes::check_isa;
+use super::block::{Middle, Parts, Spectrum};
 use super::long::prepare;
-use super::pass::{Input, Kept, Middle, Output, Parts, Spectrum, transform};
+use super::pass::{Input, Kept, Output, transform};
 use super::plan::Plan;
-use super::share::{Gates, SLACK, Shared, aligned, elements, enough, length, share};
-use crate::error::product;
+use super::share::{Gates, SLACK, Shared, aligned, check, share};
+use crate::error::{length, product};
 use crate::{AlignedBuf, Isa, KernelError};
 
 const NAME: &str = "frequency-sparse convolution";
@@ -153,13 +153,9 @@ impl FrequencySparseConv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_isa(isa)?;
-        let all = elements(NAME, batch, self.heads, self.len)?;
-        length(NAME, "u", all, u.len())?;
-        length(NAME, "y", all, y.len())?;
-        gates.check(NAME, all)?;
         let per = self.scratch_len(1);
-        enough(NAME, per, scratch.len())?;
+        let arrays = [("u", u.len()), ("y", y.len())];
+        check(NAME, isa, [batch, self.heads, self.len], &arrays, gates, (per, scratch.len()))?;
         let (n, len, pairs) = (self.plan.n, self.len, batch.div_ceil(2));
         let y = Shared::new(y);
         share(self.heads * pairs, 2 * len, per, scratch, |units, scratch| {
@@ -168,7 +164,7 @@ impl FrequencySparseConv {
                 let (head, b) = (unit / pairs, unit % pairs * 2);
                 let row = |b: usize| ((b * self.heads + head) * len, if b < batch { len } else { 0 });
                 let ((a, a_len), (c, c_len)) = (row(b), row(b + 1));
-                let c = c.min(all);
+                let c = c.min(u.len());
                 let input = Input {
                     lo: &u[a..a + a_len],
                     hi: &u[c..c + c_len],

@@ -283,10 +283,9 @@ fn aligned<'a>(x: &'a [f32], room: &'a mut [f32]) -> &'a [f32] {
 
 /// `128 Σ s Σ (q − z)` of each row: what activations shifted by 128 add to the sums.
 fn shifts(matrix: &GroupSparse) -> Vec<f32> {
-    let w = matrix.decode();
-    let cols = matrix.cols();
-    let sum = |row: usize| w[row * cols..(row + 1) * cols].iter().map(|v| f64::from(*v)).sum::<f64>();
-    (0..matrix.rows()).map(|row| (128.0 * sum(row)) as f32).collect()
+    (0..matrix.rows())
+        .map(|row| (128.0 * matrix.row_values(row).map(f64::from).sum::<f64>()) as f32)
+        .collect()
 }
 
 /// Each token as bytes `128 + round(x · (127 / max |x|))`, in groups of 16 first the even and then the odd columns; `steps[t] = max |x| / 127`, or NaN

@@ -16,8 +16,8 @@ mod portable;
 
 use half::bf16;
 
+use crate::Isa;
 use crate::micro::Value;
-use crate::{Isa, KernelError};
 
 /// Lanes of one vector.
 pub(crate) const LANES: usize = 16;
@@ -135,7 +135,7 @@ pub(crate) trait Job {
     fn run<L: Lanes>(self, l: L) -> Self::Out;
 }
 
-/// Runs `job` on the lanes of `isa`, which the caller checked with [`check_isa`].
+/// Runs `job` on the lanes of `isa`, which the caller checked with `Isa::require`.
 pub(crate) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Out {
     assert!(isa.is_available(), "the path was checked at the door");
     match isa {
@@ -146,11 +146,6 @@ pub(crate) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Out {
         Isa::Avx2 => unsafe { avx2::run(job) },
         _ => job.run(portable::Portable),
     }
-}
-
-/// An error unless this CPU can run the path.
-pub(crate) fn check_isa(isa: Isa) -> Result<(), KernelError> {
-    if isa.is_available() { Ok(()) } else { Err(KernelError::Isa { isa, best: Isa::detect() }) }
 }
 
 /// Asks for the cache line of `p`. Never faults, so `p` may lie outside any buffer.

@@ -1,9 +1,8 @@
 //! Dense attention of one head over a short sequence.
 
 use super::gemm::{exp_row, gemm};
-use super::{at_least, length};
-use crate::error::product;
-use crate::lanes::{Job, Lanes, check_isa, dispatch};
+use crate::error::{at_least, length, product};
+use crate::lanes::{Job, Lanes, dispatch};
 use crate::{Isa, KernelError};
 
 const NAME: &str = "dense-attention";
@@ -51,7 +50,7 @@ pub fn attend_all_with(
     out: &mut [f32],
     scratch: &mut [f32],
 ) -> Result<(), KernelError> {
-    check_isa(isa)?;
+    isa.require()?;
     let n = q.len() / d.max(1);
     let expected = product(NAME, n, d)?;
     for (array, found) in [("q", q.len()), ("k", k.len()), ("v", v.len()), ("out", out.len())] {

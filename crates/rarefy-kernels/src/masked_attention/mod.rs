@@ -18,23 +18,3 @@ mod rows;
 pub use dense::{attend_all, attend_all_scratch_len, attend_all_with};
 pub use predictor::{Basis, Predictor, PredictorSettings};
 pub use rows::{RowLists, attend_rows, attend_rows_scratch_len, attend_rows_with};
-
-use crate::KernelError;
-
-fn length(
-    kernel: &'static str,
-    array: &'static str,
-    expected: usize,
-    found: usize,
-) -> Result<(), KernelError> {
-    if expected == found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
-}
-
-fn at_least(
-    kernel: &'static str,
-    array: &'static str,
-    expected: usize,
-    found: usize,
-) -> Result<(), KernelError> {
-    if expected <= found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
-}

@@ -1,9 +1,8 @@
 //! The low-rank connectivity predictor with a sparse basis.
 
 use super::gemm::{exp_row, gemm};
-use super::{at_least, length};
-use crate::error::product;
-use crate::lanes::{Job, LANES, Lanes, check_isa, dispatch};
+use crate::error::{at_least, length, product};
+use crate::lanes::{Job, LANES, Lanes, dispatch};
 use crate::{Isa, KernelError};
 
 const NAME: &str = "mask-predictor";
@@ -32,10 +31,22 @@ impl Basis {
     /// From `w_up[n][basis]`: magnitudes above `threshold` (0.02 in the reference).
     ///
     /// # Errors
-    /// [`KernelError::Length`] when `w_up` has not `n * basis` elements.
+    /// [`KernelError::Length`] when `w_up` has not `n * basis` elements; [`KernelError::Argument`] for numbers that are not finite or a
+    /// negative threshold; [`KernelError::TooLarge`].
     pub fn new(w_up: &[f32], n: usize, basis: usize, threshold: f32) -> Result<Self, KernelError> {
         length(NAME, "w_up", product(NAME, n, basis)?, w_up.len())?;
         let (mut starts, mut tokens, mut values) = (vec![0], Vec::new(), Vec::new());
+        if !(threshold.is_finite() && threshold >= 0.0 && w_up.iter().all(|w| w.is_finite())) {
+            return Err(KernelError::Argument {
+                kernel: NAME,
+                argument: "threshold and w_up",
+                value: threshold.to_string(),
+                allowed: "finite numbers, the threshold at least 0",
+            });
+        }
+        if u32::try_from(w_up.len()).is_err() {
+            return Err(KernelError::TooLarge { kernel: NAME, a: n, b: basis });
+        }
         for b in 0..basis {
             for t in 0..n {
                 let v = w_up[t * basis + b].abs();
@@ -168,7 +179,7 @@ impl Predictor {
         keys: &mut [u32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_isa(isa)?;
+        isa.require()?;
         let expected = product(NAME, self.basis.n, self.d)?;
         length(NAME, "q", expected, q.len())?;
         length(NAME, "k", expected, k.len())?;
@@ -231,9 +242,11 @@ impl Job for Predict<'_> {
                 for (t, v) in p.basis.tokens[range.clone()].iter().zip(&p.basis.values[range]) {
                     let entry = &mut row[*t as usize];
                     touched[found.min(n)] = *t;
-                    // Entries are positive, so zero means new; NaN entries are not.
-                    found += usize::from(*entry == 0.0);
+                    // Entries are positive, so it is new when it was zero and is no longer: a coefficient may vanish beside the
+                    // largest, and adds nothing then.
+                    let was_zero = *entry == 0.0;
                     *entry += f * v;
+                    found += usize::from(was_zero && *entry != 0.0);
                 }
             });
             let list = &mut keys[n + (i - 1) * kept..][..kept];

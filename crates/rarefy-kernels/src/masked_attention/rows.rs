@@ -1,9 +1,8 @@
 //! Attention of each query to its own list of keys.
 
 use super::gemm::exp_row;
-use super::{at_least, length};
-use crate::error::product;
-use crate::lanes::{Job, Lanes, check_isa, dispatch};
+use crate::error::{at_least, length, product};
+use crate::lanes::{Job, Lanes, dispatch};
 use crate::rowwise::{Ahead, axpys, dots};
 use crate::{Isa, KernelError};
 
@@ -86,7 +85,7 @@ pub fn attend_rows_with(
     out: &mut [f32],
     scratch: &mut [f32],
 ) -> Result<(), KernelError> {
-    check_isa(isa)?;
+    isa.require()?;
     let n = q.len() / d.max(1);
     let expected = product(NAME, n, d)?;
     for (array, found) in [("q", q.len()), ("k", k.len()), ("v", v.len()), ("out", out.len())] {

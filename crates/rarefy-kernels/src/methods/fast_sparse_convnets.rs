@@ -15,7 +15,7 @@
 //! Choose:   for networks whose work is in 1×1 convolutions, on a processor. Below 60 % zeros take blocks. One-shot pruning beyond 50 % costs
 //!           accuracy that only training brings back.
 //! Fails on: graphs with layers that have no kernel → `KernelError::Setting`; lengths that do not fit → `KernelError::Length`.
-//!           Evidence: `rarefy repro fast-sparse-convnets`, examples/spmm.rs, examples/mobilenet.rs.
+//!           Evidence: `rarefy repro fast-sparse-convnets`, examples/spmm.rs, bench/.
 
 use rarefy_sparsity::{Maturity, MethodInfo};
 

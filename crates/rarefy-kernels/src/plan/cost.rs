@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bench::Kind;
-use crate::drive::{MIN_PRODUCTS_PER_THREAD, PANEL};
+use crate::drive::{self, PANEL};
+use crate::rows;
 
 /// Where a kernel finds its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +94,7 @@ impl Calibration {
             return None;
         }
         let products = work.rows.saturating_mul(work.cols).saturating_mul(work.n);
-        let several = self.threads > 1 && products >= 2 * MIN_PRODUCTS_PER_THREAD;
+        let several = self.threads > 1 && products >= 2 * kind.products_per_thread();
         let mut cost = find(&self.kernels)?;
         if self.threads > 1 && !several {
             // One thread: its own cost of computing, and memory as fast as the kernel gets it from all threads at most.
@@ -116,14 +117,46 @@ impl Calibration {
         all.min_by(|a, b| a.1.ms.total_cmp(&b.1.ms))
     }
 
-    /// The lowest sparsity, to half a percent, from which on `kind` is faster than `rival` on the shape of `work`.
-    pub fn break_even(&self, kind: Kind, rival: Kind, work: &Work) -> Option<Break> {
-        let rival_ms = self.predict(rival, work)?.ms;
+    /// Whether every kernel of `kinds` is there with numbers that a prediction can be made of: a stored calibration may be damaged.
+    pub fn is_usable(&self, kinds: &[Kind]) -> bool {
+        let positive = |v: f64| v.is_finite() && v > 0.0;
+        let computes = |k: &KernelCost| {
+            k.call_ns.is_finite()
+                && k.call_ns >= 0.0
+                && k.unit_ns.first().is_some_and(|u| u.0 == 1)
+                && k.unit_ns.windows(2).all(|w| w[0].0 < w[1].0)
+                && k.unit_ns.iter().all(|u| u.1.is_finite() && u.1 >= 0.0)
+        };
+        let streams = |k: &KernelCost| {
+            k.overlap.is_finite()
+                && k.overlap >= 1.0
+                && !k.rates.is_empty()
+                && k.rates.windows(2).all(|w| w[0].0 < w[1].0)
+                && k.rates.iter().all(|r| positive(r.1))
+        };
+        let has = |list: &[KernelCost], fits: &dyn Fn(&KernelCost) -> bool| {
+            kinds.iter().all(|kind| list.iter().any(|k| k.kernel == kind.to_string()))
+                && list.iter().all(|k| computes(k) && fits(k))
+        };
+        positive(self.read_gb_per_s) && has(&self.kernels, &streams) && has(&self.single, &|_| true)
+    }
+
+    /// The lowest sparsity, to half a percent, from which on `kind` is faster than `rival` on the shape of `work`. `residence` says
+    /// where the weights of a kernel are at a sparsity.
+    pub fn break_even(
+        &self,
+        kind: Kind,
+        rival: Kind,
+        work: &Work,
+        residence: &dyn Fn(Kind, f64) -> Residence,
+    ) -> Option<Break> {
+        let at = |kind, sparsity| Work { sparsity, residence: residence(kind, sparsity), ..*work };
+        let rival_ms = self.predict(rival, &at(rival, 0.0))?.ms;
         let mut from = Break::Never;
         // Downwards: a gain that is lost again at a lower sparsity ends the range in which it pays.
         for step in (0..=198).rev() {
             let sparsity = f64::from(step) / 200.0;
-            if self.predict(kind, &Work { sparsity, ..*work })?.ms >= rival_ms {
+            if self.predict(kind, &at(kind, sparsity))?.ms >= rival_ms {
                 break;
             }
             from = Break::At(sparsity);
@@ -175,6 +208,14 @@ pub(crate) fn meet(a: f64, b: f64, p: f64) -> f64 {
 }
 
 impl Kind {
+    /// Products for which one thread more is woken.
+    fn products_per_thread(self) -> usize {
+        match self {
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } => rows::MIN_PRODUCTS_PER_THREAD,
+            _ => drive::MIN_PRODUCTS_PER_THREAD,
+        }
+    }
+
     /// Whether the kernel can hold a weight of `cols` columns.
     pub fn holds(self, cols: usize) -> bool {
         match self {
@@ -319,7 +360,9 @@ mod tests {
         assert!((half.ms / p.ms - 2.125 / 4.0).abs() < 1e-3);
         // 4 (1 - s) + 1/8 < 4 from 3.125 % on: 3.5 % in steps of half a percent.
         assert_eq!(
-            m.break_even(Kind::PanelF32, Kind::DenseF32, &work(0.0, Residence::Memory)),
+            m.break_even(Kind::PanelF32, Kind::DenseF32, &work(0.0, Residence::Memory), &|_, _| {
+                Residence::Memory
+            }),
             Some(Break::At(0.035))
         );
         assert_eq!(m.choose(&kinds(), &work(0.5, Residence::Memory)).unwrap().0, Kind::PanelF32);
@@ -337,7 +380,9 @@ mod tests {
     fn where_computing_decides_zeros_do_not_pay() {
         let m = machine(0.1, 0.2);
         assert_eq!(
-            m.break_even(Kind::PanelF32, Kind::DenseF32, &work(0.0, Residence::Cache)),
+            m.break_even(Kind::PanelF32, Kind::DenseF32, &work(0.0, Residence::Cache), &|_, _| {
+                Residence::Cache
+            }),
             Some(Break::Never)
         );
         assert_eq!(m.choose(&kinds(), &work(0.9, Residence::Cache)).unwrap().0, Kind::DenseF32);
@@ -366,5 +411,24 @@ mod tests {
         let m = machine(0.1, 0.2);
         let text = serde_json::to_string(&m).unwrap();
         assert_eq!(serde_json::from_str::<Calibration>(&text).unwrap(), m);
+    }
+
+    #[test]
+    fn a_damaged_calibration_is_not_used() {
+        let kinds = [Kind::DenseF32, Kind::PanelF32];
+        let good = machine(0.1, 0.2);
+        assert!(good.is_usable(&kinds) && !good.is_usable(&[Kind::DenseBf16]));
+        let spoilt = |f: &dyn Fn(&mut Calibration)| {
+            let mut m = good.clone();
+            f(&mut m);
+            m.is_usable(&kinds)
+        };
+        assert!(!spoilt(&|m| m.read_gb_per_s = f64::NAN));
+        assert!(!spoilt(&|m| m.kernels[0].unit_ns = vec![(0, 1.0)]));
+        assert!(!spoilt(&|m| m.kernels[0].unit_ns = vec![(1, 1.0), (1, 2.0)]));
+        assert!(!spoilt(&|m| m.kernels[1].rates.clear()));
+        assert!(!spoilt(&|m| m.kernels[1].rates = vec![(0.9, 1.0), (0.5, 1.0)]));
+        assert!(!spoilt(&|m| m.kernels[1].overlap = 0.0));
+        assert!(!spoilt(&|m| m.single.clear()));
     }
 }

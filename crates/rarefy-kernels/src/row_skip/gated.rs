@@ -1,8 +1,8 @@
 //! The gated MLP of Llama-like models, `y = W_down (act(W_gate x) · (W_up x))`.
 
-use super::{Activation, Activity, Parts, Plan, Rows, add_listed, compact, following, length};
-use crate::error::product;
-use crate::lanes::{Job, Lanes, RowValue, check_isa, dispatch};
+use super::{Activation, Activity, Parts, Plan, Rows, add_listed, compact, following};
+use crate::error::{at_least, length, product};
+use crate::lanes::{Job, Lanes, RowValue, dispatch};
 use crate::rowwise::{Ahead, axpys, dots, split};
 use crate::{Isa, KernelError};
 
@@ -129,22 +129,14 @@ impl<T: RowValue> GatedMlp<T> {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<usize, KernelError> {
-        check_isa(isa)?;
+        isa.require()?;
         let d_in = self.gate.width;
         length(NAME, "x", product(NAME, n, d_in)?, x.len())?;
         length(NAME, "y", product(NAME, n, self.plan.d_out)?, y.len())?;
         if let Activity::NeuronAtLeast(theta) = activity {
             length(NAME, "theta", self.plan.neurons, theta.len())?;
         }
-        let needed = self.plan.scratch_len(n);
-        if scratch.len() < needed {
-            return Err(KernelError::Length {
-                kernel: NAME,
-                array: "scratch",
-                expected: needed,
-                found: scratch.len(),
-            });
-        }
+        at_least(NAME, "scratch", self.plan.scratch_len(n), scratch.len())?;
         Ok(self.plan.drive(n, None, y, scratch, &|begin, count, first, m, parts| {
             let x = &x[first * d_in..(first + m) * d_in];
             dispatch(isa, Run { mlp: self, activation, activity, x, begin, count, m, parts })

@@ -23,7 +23,7 @@ pub use rule::{Activation, Activity, silu};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use crate::error::product;
+use crate::error::{length, product};
 use crate::lanes::{Lanes, RowValue};
 use crate::rowwise::{Ahead, axpys, split};
 use crate::{AlignedBuf, KernelError};
@@ -95,15 +95,6 @@ impl<T: RowValue> Rows<T> {
 #[inline(always)]
 fn following<T: RowValue>(rows: &Rows<T>, groups: &[[u32; 4]], g: usize) -> [*const T; 4] {
     groups[(g + 1).min(groups.len() - 1)].map(|i| rows.row(i as usize).as_ptr())
-}
-
-fn length(
-    kernel: &'static str,
-    array: &'static str,
-    expected: usize,
-    found: usize,
-) -> Result<(), KernelError> {
-    if expected == found { Ok(()) } else { Err(KernelError::Length { kernel, array, expected, found }) }
 }
 
 /// How the neurons of a layer are cut into runs, and what each run needs.

@@ -34,7 +34,10 @@ pub fn gated_f64(
             let idle = match activity {
                 Activity::All => false,
                 Activity::GateAbove(t) => {
-                    *near = near.min((v.abs() - f64::from(t)).abs());
+                    // At zero nothing jumps: an activation of zero adds nothing, kept or not.
+                    if t > 0.0 {
+                        *near = near.min((v.abs() - f64::from(t)).abs());
+                    }
                     v.abs() <= f64::from(t)
                 }
                 Activity::GateAtLeast(t) => {

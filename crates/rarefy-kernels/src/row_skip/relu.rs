@@ -1,9 +1,9 @@
 //! The two-layer ReLU MLP, `y = W2 relu(W1 x + b1) + b2`, and its second layer alone.
 
 use super::gated::all_dots;
-use super::{Activation, Parts, Plan, Rows, add_listed, compact, length};
-use crate::error::product;
-use crate::lanes::{Job, Lanes, RowValue, check_isa, dispatch};
+use super::{Activation, Parts, Plan, Rows, add_listed, compact};
+use crate::error::{at_least, length, product};
+use crate::lanes::{Job, Lanes, RowValue, dispatch};
 use crate::{Isa, KernelError};
 
 /// `y = W a + b` for activations `a` that are mostly zero: columns of zero activations are not read.
@@ -97,11 +97,11 @@ impl<T: RowValue> SkipLinear<T> {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<usize, KernelError> {
-        check_isa(isa)?;
+        isa.require()?;
         let d_in = self.plan.neurons;
         length(Self::NAME, "a", product(Self::NAME, n, d_in)?, a.len())?;
         length(Self::NAME, "y", product(Self::NAME, n, self.plan.d_out)?, y.len())?;
-        scratch_fits(Self::NAME, self.plan.scratch_len(n), scratch)?;
+        at_least(Self::NAME, "scratch", self.plan.scratch_len(n), scratch.len())?;
         let bias = self.bias.as_deref();
         Ok(self.plan.drive(n, bias, y, scratch, &|begin, count, first, m, parts| {
             for (t, h) in parts.h.chunks_exact_mut(count).enumerate() {
@@ -110,13 +110,6 @@ impl<T: RowValue> SkipLinear<T> {
             dispatch(isa, Second { w: &self.columns, skips, begin, count, m, parts })
         }))
     }
-}
-
-fn scratch_fits(kernel: &'static str, expected: usize, scratch: &[f32]) -> Result<(), KernelError> {
-    if scratch.len() < expected {
-        return Err(KernelError::Length { kernel, array: "scratch", expected, found: scratch.len() });
-    }
-    Ok(())
 }
 
 /// One run of neurons of the second layer; `parts.h` holds the activations.
@@ -232,11 +225,11 @@ impl<T: RowValue> ReluMlp<T> {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<usize, KernelError> {
-        check_isa(isa)?;
+        isa.require()?;
         let d_in = self.first.width;
         length(Self::NAME, "x", product(Self::NAME, n, d_in)?, x.len())?;
         length(Self::NAME, "y", product(Self::NAME, n, self.plan.d_out)?, y.len())?;
-        scratch_fits(Self::NAME, self.plan.scratch_len(n), scratch)?;
+        at_least(Self::NAME, "scratch", self.plan.scratch_len(n), scratch.len())?;
         let bias = self.second.bias.as_deref();
         Ok(self.plan.drive(n, bias, y, scratch, &|begin, count, first, m, parts| {
             let x = &x[first * d_in..(first + m) * d_in];

@@ -7,7 +7,8 @@ mod quantile;
 
 pub use quantile::{LinearHistogram, QuantileFirst, QuantileSecond, quantile_higher};
 
-use crate::lanes::{Job, LANES, Lanes, check_isa, dispatch};
+use crate::error::{at_least, length};
+use crate::lanes::{Job, LANES, Lanes, dispatch};
 use crate::{Isa, KernelError};
 
 const NAME: &str = "top-k";
@@ -47,15 +48,10 @@ pub fn top_k_with(
     out: &mut [u32],
     keys: &mut [u32],
 ) -> Result<(), KernelError> {
-    check_isa(isa)?;
-    let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
+    isa.require()?;
     let k = k.min(values.len());
-    if out.len() != k {
-        return Err(length("out", k, out.len()));
-    }
-    if keys.len() < values.len() {
-        return Err(length("keys", values.len(), keys.len()));
-    }
+    length(NAME, "out", k, out.len())?;
+    at_least(NAME, "keys", values.len(), keys.len())?;
     if u32::try_from(values.len()).is_err() {
         return Err(KernelError::TooLarge { kernel: NAME, a: values.len(), b: 1 });
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::drive::{self, Out, Strip, StripKernel, StripSource};
 use super::image;
 use super::portable::store;
-use crate::error::product;
+use crate::error::{length, product};
 use crate::{AlignedBuf, Clamp, Isa, KernelError};
 
 /// Rows of a panel.
@@ -34,14 +34,9 @@ impl DenseConv1x1 {
     /// # Errors
     /// [`KernelError::Length`] when `w` or `bias` has the wrong length.
     pub fn new(w: &[f32], rows: usize, cols: usize, bias: Option<&[f32]>) -> Result<Self, KernelError> {
-        let length = |array, expected, found| KernelError::Length { kernel: NAME, array, expected, found };
         let expected = product(NAME, rows, cols)?;
-        if w.len() != expected {
-            return Err(length("weight", expected, w.len()));
-        }
-        if let Some(b) = bias.filter(|b| b.len() != rows) {
-            return Err(length("bias", rows, b.len()));
-        }
+        length(NAME, "weight", expected, w.len())?;
+        bias.map_or(Ok(()), |b| length(NAME, "bias", rows, b.len()))?;
         let n = rows.div_ceil(PANEL);
         let mut panels = AlignedBuf::zeroed(product(NAME, n, product(NAME, cols, PANEL)?)?);
         let mut padded = AlignedBuf::zeroed(n * PANEL);

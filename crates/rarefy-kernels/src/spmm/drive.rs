@@ -13,7 +13,7 @@ use std::ops::Range;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use crate::error::product;
+use crate::error::{at_least, length, product};
 use crate::{Clamp, Isa, KernelError};
 
 /// Multiply-adds below which a thread is not worth waking (some 10 µs of work).
@@ -149,19 +149,12 @@ pub(crate) fn forward<K: StripKernel, S: StripSource>(
     y: &mut [f32],
     scratch: &mut [f32],
 ) -> Result<(), KernelError> {
-    if !isa.is_available() {
-        return Err(KernelError::Isa { isa, best: Isa::detect() });
-    }
-    let length = |array, expected, found| KernelError::Length { kernel: K::NAME, array, expected, found };
+    isa.require()?;
     let y_len = product(K::NAME, kernel.d_out(), pixels)?;
-    if y.len() != y_len {
-        return Err(length("y", y_len, y.len()));
-    }
+    length(K::NAME, "y", y_len, y.len())?;
     let (depth, width) = (kernel.depth(), kernel.width());
     let one = strip_len(depth, width);
-    if scratch.len() < one {
-        return Err(length("scratch", one, scratch.len()));
-    }
+    at_least(K::NAME, "scratch", one, scratch.len())?;
     if y_len == 0 {
         return Ok(());
     }

@@ -39,7 +39,7 @@ pub use dense::DenseConv1x1;
 use drive::{Image, Out, Strip, StripKernel, StripSource};
 use pack::Segment;
 
-use crate::error::product;
+use crate::error::{length, product};
 use crate::{Clamp, Isa, KernelError};
 
 /// A sparse 1×1 convolution over packed strips of pixels.
@@ -168,9 +168,7 @@ fn image<'a>(
     pixels: usize,
 ) -> Result<Image<'a>, KernelError> {
     let expected = product(kernel, cols, pixels)?;
-    if x.len() != expected {
-        return Err(KernelError::Length { kernel, array: "x", expected, found: x.len() });
-    }
+    length(kernel, "x", expected, x.len())?;
     Ok(Image { x, pixels })
 }
 

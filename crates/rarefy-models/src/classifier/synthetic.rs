@@ -7,27 +7,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use rarefy_checkpoint::DType;
 use rarefy_kernels::Clamp;
-use rarefy_kernels::cnn::Padding;
+use rarefy_kernels::cnn::{MOBILENET_V1, Padding};
 use serde_json::{Value, json};
 
 use super::{Classifier, ClassifierLayer, ConvLayer, LayerOp, Scaling};
-
-/// Channels and stride of the thirteen 1×1 layers of MobileNet v1.
-const V1: [(usize, usize); 13] = [
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (1024, 2),
-    (1024, 1),
-];
 
 /// Factor, channels, count and stride of the groups of inverted residuals of MobileNet v2.
 const V2: [(usize, usize, usize, usize); 7] = [
@@ -46,7 +29,7 @@ pub fn mobilenet_v1(width: usize, side: usize, seed: u64) -> Classifier {
     let mut net = Builder::new(format!("mobilenet-v1-random-{side}"), side, seed);
     let scaled = |c: usize| (c * width / 4).max(8);
     let mut at = net.conv(None, scaled(32), 3, 2, false, Clamp::RELU6);
-    for (channels, stride) in V1 {
+    for (channels, stride) in MOBILENET_V1 {
         at = net.depthwise(at, stride);
         at = net.conv(Some(at), scaled(channels), 1, 1, false, Clamp::RELU6);
     }

@@ -1,7 +1,5 @@
 //! From a classifier to a folder of the same kind.
 
-use std::path::Path;
-
 use rarefy_checkpoint::{NewModel, NewModelFiles, NewTensor};
 use serde_json::Value;
 
@@ -9,12 +7,12 @@ use super::{Classifier, ConvLayer};
 use crate::error::Result;
 
 impl Classifier {
-    /// Writes a folder that [`Classifier::open`] reads; it appears complete or not at all. Tensors keep their types. What the
+    /// Writes into `folder` what [`Classifier::open`] reads; it appears complete or not at all. Tensors keep their types. What the
     /// configuration says of measured accuracy is left out: it was that of other weights.
     ///
     /// # Errors
-    /// [`ModelError::Checkpoint`](crate::ModelError::Checkpoint): the folder exists (and `overwrite` is not set), or cannot be written.
-    pub fn write(&self, out: &Path, run_key: &str, overwrite: bool, record: &Value) -> Result<()> {
+    /// [`ModelError::Checkpoint`](crate::ModelError::Checkpoint): the folder cannot be written.
+    pub fn write(&self, folder: NewModel, record: &Value) -> Result<()> {
         let mut config = self.config.clone();
         if let Some(fields) = config.as_object_mut() {
             fields.remove("measured");
@@ -36,6 +34,6 @@ impl Classifier {
             });
         }
         let files = NewModelFiles { config: &config, tokenizer: None, record, others: &[] };
-        Ok(NewModel::open_over(out, run_key, overwrite)?.finish(&tensors, files)?)
+        Ok(folder.finish(&tensors, files)?)
     }
 }

@@ -156,10 +156,15 @@ fn choose(layer: &LinearLayer, settings: &ClassifierSettings) -> Result<Mask, Pr
         factor: None,
     };
     let height = match settings.pattern {
-        Pattern::Block { rows: height, cols: 1 } if !rows.is_multiple_of(height) => height,
+        // A block of more rows than there are is one short block.
+        Pattern::Block { rows: height, cols: 1 } if !rows.is_multiple_of(height) => height.min(rows),
         _ => return selection::choose(&layer.name, &layer.weight, rows, cols, &selection),
     };
+    let selection = Selection { pattern: Pattern::Block { rows: height, cols: 1 }, ..selection };
     let left = rows % height;
+    if left == 0 {
+        return selection::choose(&layer.name, &layer.weight, rows, cols, &selection);
+    }
     let mut padded = layer.weight.clone();
     let scale = height as f32 / left as f32;
     padded[(rows - left) * cols..].iter_mut().for_each(|w| *w *= scale);

@@ -19,8 +19,7 @@
 
 use std::borrow::Cow;
 
-use xxhash_rust::xxh3::Xxh3;
-
+use super::checksum::Checksum;
 use super::{check_len, check_version, malformed, product, too_large};
 use crate::SparsityError;
 
@@ -308,15 +307,8 @@ fn check_shape(rows: usize, cols: usize, block: usize) -> Result<(), SparsityErr
 }
 
 fn checksum(rows: usize, cols: usize, parts: &DeltaBlockParts<'_>) -> u64 {
-    let mut hash = Xxh3::new();
-    for v in [rows, cols, parts.block, parts.values.len(), parts.nnz.len(), parts.diff.len()] {
-        hash.update(&(v as u64).to_le_bytes());
-    }
-    parts.values.iter().for_each(|v| hash.update(&v.to_le_bytes()));
-    parts.nnz.iter().for_each(|v| hash.update(&v.to_le_bytes()));
-    parts.diff.iter().for_each(|v| hash.update(&v.to_le_bytes()));
-    hash.update(&parts.first_channel.to_le_bytes());
-    hash.digest()
+    let header = [rows as u64, cols as u64, parts.block as u64, u64::from(parts.first_channel)];
+    Checksum::new(&header).array(&parts.values).array(&parts.nnz).array(&parts.diff).finish()
 }
 
 #[cfg(test)]

@@ -112,6 +112,7 @@ fn kernels(args: &BenchArgs, (rows, cols): (usize, usize), context: &Context) ->
             passes: args.passes,
             kinds,
             seed: context.seed.unwrap_or(0),
+            max_bytes: measure::spare_memory(),
             ..BenchSpec::default()
         };
         context.out.message(&format!("{rows} x {cols}, sparsity {sparsity}"));

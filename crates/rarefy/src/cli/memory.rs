@@ -1,12 +1,12 @@
 //! The memory that this process has used, as the kernel counts it.
 
 /// The largest resident set of this process so far, in bytes (`VmHWM`); `None` off Linux.
-pub(super) fn peak_resident() -> Option<u64> {
+pub(crate) fn peak_resident() -> Option<u64> {
     status_field("VmHWM:")
 }
 
 /// Lets the peak count from now on, where the system can: then [`peak_resident`] is that of what follows.
-pub(super) fn reset_peak() {
+pub(crate) fn reset_peak() {
     // "5" resets the peak resident set, see proc(5). Without it the peak includes what came before.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -9,7 +9,7 @@ mod estimate;
 mod eval;
 mod generate;
 mod inspect;
-mod memory;
+pub(crate) mod memory;
 mod methods;
 mod model;
 mod output;

@@ -62,7 +62,7 @@ pub fn measure(
         cpu: identity(),
         memory_bytes: cache.saturating_mul(4).clamp(MEMORY_BYTES.0, MEMORY_BYTES.1),
         passes: PASSES,
-        max_bytes: 12 << 30,
+        max_bytes: measure::spare_memory(),
     };
     let calibration = Calibration::measure(&settings, on_step)?;
     let text = serde_json::to_string_pretty(&calibration).unwrap_or_default();
@@ -90,11 +90,10 @@ fn read(file: &Path, threads: usize) -> Option<Calibration> {
     let size = std::fs::metadata(file).ok()?.len();
     let text = if size <= 1 << 20 { std::fs::read_to_string(file).ok()? } else { return None };
     let found: Calibration = serde_json::from_str(&text).ok()?;
-    let names = |c: &Calibration| -> Vec<String> { c.kernels.iter().map(|k| k.kernel.clone()).collect() };
     let is_ours = found.version == Calibration::VERSION
         && found.threads == threads
         && found.cpu == identity()
-        && kinds().iter().all(|k| names(&found).contains(&k.to_string()));
+        && found.is_usable(&kinds());
     is_ours.then_some(found)
 }
 
@@ -137,7 +136,8 @@ mod tests {
             Calibration { version: 0, ..ours.clone() },
             Calibration { cpu: "another".into(), ..ours.clone() },
             Calibration { threads: 1, ..ours.clone() },
-            Calibration { kernels: ours.kernels[1..].to_vec(), ..ours },
+            Calibration { kernels: ours.kernels[1..].to_vec(), ..ours.clone() },
+            Calibration { read_gb_per_s: -1.0, ..ours },
         ] {
             write(&other);
             assert_eq!(read(&file, 2), None);

@@ -119,28 +119,35 @@ pub fn estimate(
     cache_bytes: u64,
     choices: &[Choice],
 ) -> Estimate {
-    let bytes = |c: &Choice| -> f64 {
-        layers.iter().map(|l| l.count as f64 * c.kind.bytes(l.rows, l.cols, c.sparsity)).sum()
+    let dense = |c: &Choice| Choice { kind: rival(c.kind), sparsity: 0.0 };
+    // A kernel that cannot hold one of the shapes runs there dense, of the same type.
+    let held = |l: &Layers, c: &Choice| if c.kind.holds(l.cols) { *c } else { dense(c) };
+    let layer_bytes = |l: &Layers, c: &Choice| {
+        let c = held(l, c);
+        l.count as f64 * c.kind.bytes(l.rows, l.cols, c.sparsity)
     };
-    let in_cache = |c: &Choice| bytes(c) <= cache_bytes as f64;
+    let in_cache = |c: &Choice| layers.iter().map(|l| layer_bytes(l, c)).sum::<f64>() <= cache_bytes as f64;
+    let residence = |c: &Choice| if in_cache(c) { Residence::Cache } else { Residence::Memory };
     let work = |l: &Layers, c: &Choice| Work {
         rows: l.rows,
         cols: l.cols,
         n: batch,
         sparsity: c.sparsity,
-        residence: if in_cache(c) { Residence::Cache } else { Residence::Memory },
+        residence: residence(c),
     };
-    let ms = |l: &Layers, c: &Choice| machine.predict(c.kind, &work(l, c)).map(|p| p.ms);
+    let ms = |l: &Layers, c: &Choice| {
+        let predicted =
+            machine.predict(held(l, c).kind, &Work { sparsity: held(l, c).sparsity, ..work(l, c) });
+        predicted.map_or(f64::NAN, |p| l.count as f64 * p.ms)
+    };
     let int4 = Choice { kind: machine::INT4, sparsity: 0.0 };
-    let dense = |c: &Choice| Choice { kind: rival(c.kind), sparsity: 0.0 };
-    // A kernel that cannot hold one of the shapes runs there dense, of the same type.
-    let ms_or_dense = |l: &Layers, c: &Choice| ms(l, c).or_else(|| ms(l, &dense(c))).unwrap_or(f64::NAN);
     let cost = |some: &[&Layers], c: &Choice| {
-        let sum = |c: &Choice| -> f64 { some.iter().map(|l| l.count as f64 * ms_or_dense(l, c)).sum() };
+        let sum = |c: &Choice| -> f64 { some.iter().map(|l| ms(l, c)).sum() };
         let total = sum(c);
         let break_even = match (c.kind, some) {
             (Kind::PanelF32 | Kind::PanelBf16 | Kind::GroupSparse { .. }, [l]) => {
-                machine.break_even(c.kind, rival(c.kind), &work(l, c))
+                let at = |kind, sparsity| residence(&Choice { kind, sparsity });
+                machine.break_even(c.kind, rival(c.kind), &work(l, c), &at)
             }
             _ => None,
         };
@@ -149,7 +156,7 @@ pub fn estimate(
             sparsity: c.kind.sparsity(c.sparsity),
             in_cache: in_cache(c),
             ms: total,
-            bytes: some.iter().map(|l| l.count as f64 * c.kind.bytes(l.rows, l.cols, c.sparsity)).sum(),
+            bytes: some.iter().map(|l| layer_bytes(l, c)).sum(),
             gain: sum(&dense(c)) / total,
             gain_over_int4: sum(&int4) / total,
             break_even,
@@ -167,7 +174,7 @@ pub fn estimate(
 }
 
 /// The dense kernel that a sparse one is measured against: that of its own type.
-fn rival(kind: Kind) -> Kind {
+pub(crate) fn rival(kind: Kind) -> Kind {
     match kind {
         Kind::GroupSparse { bits: 8, .. } => machine::INT8,
         Kind::GroupSparse { .. } => machine::INT4,
@@ -246,6 +253,22 @@ mod tests {
         assert!((sum / e.total[0].ms - 1.0).abs() < 1e-9);
         let per_shape = &e.layers[0].1.iter().find(|c| c.kernel == "panel f32").unwrap();
         assert!(matches!(per_shape.break_even, Some(Break::At(s)) if s < 0.05), "{per_shape:?}");
+    }
+
+    #[test]
+    fn a_shape_that_a_kernel_cannot_hold_counts_as_dense() {
+        let odd = [Layers { names: "up".into(), rows: 64, cols: 62, count: 3 }];
+        let e = estimate(&machine(1e-9), &odd, 1, 0, &choices(&[0.5]));
+        let find = |kernel: &str| e.total.iter().find(|c| c.kernel == kernel).unwrap();
+        for (sparse, dense) in
+            [("2:4 f32", "dense f32"), (&*machine::GROUPS.to_string(), &*machine::INT4.to_string())]
+        {
+            let (sparse, dense) = (find(sparse), find(dense));
+            assert!(
+                (sparse.bytes - dense.bytes).abs() < 1e-9 && (sparse.gain - 1.0).abs() < 1e-9,
+                "{sparse:?}"
+            );
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use crate::{Isa, KernelError};
+use crate::Isa;
 
 /// `W` f32 lanes; `W` divides 16.
 pub(super) trait Lanes<const W: usize>: Copy {
@@ -73,7 +73,7 @@ pub(super) trait Job {
     fn run<const W: usize, L: Lanes<W>>(self, l: L) -> Self::Out;
 }
 
-/// Runs `job` on the lanes of `isa`, which the caller checked with [`check_isa`].
+/// Runs `job` on the lanes of `isa`, which the caller checked with `Isa::require`.
 pub(super) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Out {
     assert!(isa.is_available(), "the path was checked at the door");
     match isa {
@@ -84,11 +84,6 @@ pub(super) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Out {
         Isa::Avx2 => unsafe { avx2::run(job) },
         _ => job.run(portable::Portable),
     }
-}
-
-/// An error unless this CPU can run the path.
-pub(super) fn check_isa(isa: Isa) -> Result<(), KernelError> {
-    if isa.is_available() { Ok(()) } else { Err(KernelError::Isa { isa, best: Isa::detect() }) }
 }
 
 #[cfg(test)]

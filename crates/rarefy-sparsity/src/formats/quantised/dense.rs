@@ -63,7 +63,8 @@ impl GroupQuantised {
         let mut codes = Vec::with_capacity(rows * settings.code_bytes(cols));
         let mut scales = Scales::with_capacity(settings.scales, rows * groups);
         let mut zeros = Vec::new();
-        for row in 0..rows {
+        // Rows without columns hold nothing, however many they are said to be.
+        for row in 0..if cols == 0 { 0 } else { rows } {
             let line = &w[row * cols..(row + 1) * cols];
             for (g, group) in line.chunks(settings.group).enumerate() {
                 let (s, z) = settings.fit(group)?;
@@ -82,7 +83,7 @@ impl GroupQuantised {
     /// The decoded row-major matrix.
     pub fn decode(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.rows * self.cols);
-        for row in 0..self.rows {
+        for row in 0..if self.cols == 0 { 0 } else { self.rows } {
             for c in 0..self.cols {
                 let g = c / self.settings.group;
                 out.push(decode_code(self.code(row, c), self.zero(row, g), self.scale(row, g)));

@@ -135,22 +135,28 @@ impl GroupSparse {
         Self::encode(w, rows, cols, &keep, settings)
     }
 
-    /// The decoded row-major matrix; pruned weights are `+0.0`.
+    /// The decoded row-major matrix; pruned weights are `+0.0`. It takes `4 rows · cols` bytes, however few groups are kept.
     pub fn decode(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         let size = self.settings.group;
         for row in 0..self.rows {
-            let first = self.row_index[row] as usize;
-            for (k, g) in self.row_columns(row).enumerate() {
-                let i = first + k;
-                let (s, z) = (self.scales.get(i), self.zero(i));
-                for j in 0..size {
-                    let code = get_code(&self.values, self.settings.bits, i * size + j);
-                    out[row * self.cols + g * size + j] = decode_code(code, z, s);
-                }
+            let mut values = self.row_values(row);
+            for g in self.row_columns(row) {
+                let group = &mut out[row * self.cols + g * size..][..size];
+                group.iter_mut().zip(&mut values).for_each(|(w, v)| *w = v);
             }
         }
         out
+    }
+
+    /// The decoded weights of the kept groups of a row, ascending. Panics when `row >= rows`.
+    pub fn row_values(&self, row: usize) -> impl Iterator<Item = f32> + '_ {
+        let size = self.settings.group;
+        let kept = self.row_index[row] as usize * size..self.row_index[row + 1] as usize * size;
+        kept.map(move |at| {
+            let code = get_code(&self.values, self.settings.bits, at);
+            decode_code(code, self.zero(at / size), self.scales.get(at / size))
+        })
     }
 
     /// The kept groups of a row, ascending. Panics when `row >= rows`.

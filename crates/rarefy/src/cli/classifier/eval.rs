@@ -9,7 +9,7 @@ use rarefy_models::classifier::Classifier;
 use serde_json::json;
 
 use super::refuse;
-use crate::classify::{Images, accuracy};
+use crate::classify::accuracy_on_folder;
 use crate::cli::eval::EvalArgs;
 use crate::cli::{CliError, CliResult, Context, bytes, percent};
 
@@ -33,11 +33,8 @@ pub(in crate::cli) fn eval(folder: &Path, args: &EvalArgs, context: &Context) ->
     let model = Classifier::open(folder)?;
     let list = ImageFolder::open(images)?;
     let count = args.max_images.unwrap_or(usize::MAX).min(list.images().len());
-    let mut progress = context.out.progress("reading images", count as u64);
-    let loaded = Images::load(&list, &model, count, &mut |done| progress.set(done as u64))?;
-    progress.finish();
     let mut progress = context.out.progress("classifying", count as u64);
-    let found = accuracy(&model, &loaded, &mut |done| progress.set(done as u64))?;
+    let found = accuracy_on_folder(&model, &list, count, &mut |done| progress.set(done as u64))?;
     progress.finish();
     let network = model.network(&NetworkSettings::default())?.network;
     let weights: usize = network.report().map(|n| n.bytes).sum();

@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use rarefy_checkpoint::CheckpointError;
+use rarefy_checkpoint::{CheckpointError, NewModel};
 use rarefy_kernels::cnn::NetworkSettings;
-use rarefy_models::ModelError;
 use rarefy_models::classifier::Classifier;
 use rarefy_prune::classifier::{ClassifierReport, ClassifierSettings, prune as prune_model, run_key};
 use rarefy_sparsity::Pattern;
@@ -33,6 +32,11 @@ pub(in crate::cli) fn prune(
     let (method, settings) = settings(options)?;
     let mut model = Classifier::open(folder)?;
     let key = format!("{method} {}", run_key(&model, &settings));
+    // Before the work: an output that cannot be written is told at once.
+    let target = match NewModel::open_over(&args.output, &key, args.overwrite) {
+        Err(CheckpointError::AlreadyComplete { .. }) => return already_complete(&args.output, context),
+        opened => opened?,
+    };
     let dense = model.network(&NetworkSettings { may_be_sparse: false, ..NetworkSettings::default() })?;
     let dense_bytes: usize = dense.network.report().map(|n| n.bytes).sum();
     drop(dense);
@@ -40,7 +44,7 @@ pub(in crate::cli) fn prune(
         context.out.message("searching an order of the channels");
     }
     let mut progress = context.out.progress("pruning", model.prunable().len() as u64);
-    let report = prune_model(&mut model, &settings, &mut |layer| {
+    let pruned = prune_model(&mut model, &settings, &mut |layer| {
         progress.line(&format!(
             "{}: {} x {}, {} zeros, {} of the magnitude kept",
             layer.layer.layer,
@@ -50,8 +54,15 @@ pub(in crate::cli) fn prune(
             percent(layer.retained_l1)
         ));
         progress.step();
-    })?;
+    });
     progress.finish();
+    let report = match pruned {
+        Ok(report) => report,
+        Err(error) => {
+            target.abandon()?;
+            return Err(error.into());
+        }
+    };
     let record = json!({
         "command": "prune",
         "version": env!("CARGO_PKG_VERSION"),
@@ -60,13 +71,7 @@ pub(in crate::cli) fn prune(
         "layers": report.layers,
         "rearrangements": report.rearrangements,
     });
-    match model.write(&args.output, &key, args.overwrite, &record) {
-        Ok(()) => {}
-        Err(ModelError::Checkpoint(CheckpointError::AlreadyComplete { .. })) => {
-            return already_complete(&args.output, context);
-        }
-        Err(error) => return Err(error.into()),
-    }
+    model.write(target, &record)?;
     finish(&model, &report, (&method, &settings), dense_bytes, started, args, context)
 }
 
