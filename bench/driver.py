@@ -8,7 +8,7 @@ sys.path.insert(0, str(HERE / "peers"))
 EXAMPLES = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")) / "release" / "examples"
 FFT = pathlib.Path(os.environ.get("RAREFY_FFT_EXAMPLE", EXAMPLES / "fft_conv"))
 # Relative error (Frobenius) that each precision may show against the f64 product of the f32 weights.
-TOLERANCE = {"f32": 2e-5, "bf16": 1e-2, "int8": 2e-2, "int4": 0.13, "labels int8": 0.2, "network": 1e-4}
+TOLERANCE = {"f32": 2e-5, "bf16": 1e-2, "int8": 2e-2, "int4": 0.13, "labels int8": 0.2, "network": 1e-4, "logits": 5e-2}
 # Between two participants, so that the spinning threads of the one before are asleep.
 PAUSE = 0.1
 
@@ -70,6 +70,49 @@ class Participant:
             self.process.kill()
 
 
+class Layers:
+    """The matrices of a decoder layer, each shape in a process of its own; the time of a layer is the sum over its matrices."""
+    name = "ours"
+
+    def __init__(self, job, rng):
+        from tinyllama import matrices
+
+        counts, self.parts = {}, []
+        for _, rows, cols in matrices(*job["shape"]):
+            counts[rows, cols] = counts.get((rows, cols), 0) + 1
+        for (rows, cols), count in counts.items():
+            folder = pathlib.Path(job["dir"], f"{rows}x{cols}")
+            folder.mkdir()
+            part = {**job, "op": "gemv", "dir": str(folder), "shape": [rows, cols, 1]}
+            make_inputs(part, {e["w"] for e in job["entries"]} | {"w"}, folder, rng)
+            self.parts.append((count, part, Participant("ours", [str(EXAMPLES / "serve")], part)))
+
+    def ready(self):
+        self.errors = {}
+        for _, part, process in self.parts:
+            process.ready()
+            for name, error in verify(part, [process], part["dir"]).items():
+                self.errors[name] = max(error, self.errors.get(name, 0))
+        _, _, first = self.parts[0]
+        self.version, self.cpu = first.version, first.cpu
+        self.entries = [{**e, "bytes": sum(count * p.entries[i]["bytes"] for count, _, p in self.parts)} for i, e in enumerate(first.entries)]
+
+    def one_pass(self):
+        total = {}
+        for count, _, process in self.parts:
+            time.sleep(PAUSE)
+            for name, values in process.one_pass().items():
+                if name in self.errors:
+                    total[name] = [count * v + t for v, t in zip(values, total.get(name, [0] * len(values)))]
+                else:
+                    total.setdefault(name, values)
+        return total
+
+    def close(self):
+        for _, _, process in self.parts:
+            process.close()
+
+
 class FftRounds:
     """Our FFT convolution, whose example times itself beside two convolutions on rustfft and realfft, after verifying all three."""
     name, version, cpu = "ours", "rarefy", None
@@ -99,12 +142,15 @@ def run(case, group, threads, passes):
         job = {"op": case["op"], "dir": folder, "threads": threads, "shape": case["shape"], "calls": case.get("calls", 1), "min_bytes": case.get("min_bytes", 0)}
         job["entries"] = [{**e, "block": e.get("block", 0)} for e in case.get("ours", [])]
         names = {e["w"] for e in job["entries"]} | {"w"} | set(case.get("sparse", []))
-        make_inputs(job, names, folder, rng)
+        if case["op"] != "decode":
+            make_inputs(job, names, folder, rng)
         everybody = []
         left_out, starting = [], []
         try:
             if case["op"] == "fft":
                 everybody.append(FftRounds(job))
+            elif case["op"] == "decode":
+                everybody.append(Layers(job, rng))
             else:
                 ours = Participant("ours", [str(EXAMPLES / "serve")], job)
                 everybody.append(ours)
@@ -198,6 +244,8 @@ def verify(job, everybody, folder):
                 p = np.exp(score - score.max())
                 out.append(p @ v[tokens, h].astype(np.float64) / p.sum())
             return np.array(out)
+        if op == "decode":
+            return get(name).astype(np.float64)  # from NumPy in the peer's process, on weights expanded by gguf
         if op == "mobilenet":
             from mobilenet import forward
             return forward(get(name).astype(np.float64), get("x").reshape(shape[0], shape[0], 3).transpose(2, 0, 1).astype(np.float64))
@@ -208,13 +256,16 @@ def verify(job, everybody, folder):
     for one in everybody:
         if isinstance(one, FftRounds):
             continue  # verified by the example, and by direct sums
+        if isinstance(one, Layers):
+            found.update(one.errors)
+            continue
         for i, e in enumerate(one.entries):
             if e["w"] not in references:
                 references[e["w"]] = reference(e["w"]).ravel()
             want, got = references[e["w"]], get(f"{one.name}.{i}")
             error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
             name = e["name"]
-            precision = "network" if op == "mobilenet" else next((t for t in ("labels int8", "int4", "int8", "bf16") if t in name), "int4" if name.startswith("W4") else "f32")
+            precision = {"mobilenet": "network", "decode": "logits"}.get(op) or next((t for t in ("labels int8", "int4", "int8", "bf16") if t in name), "int4" if name.startswith("W4") else "f32")
             if not error <= TOLERANCE[precision]:
                 raise RuntimeError(f"{one.name}, {name}: relative error {error:.2e} where {TOLERANCE[precision]:.0e} is allowed")
             found[name] = error
