@@ -66,9 +66,8 @@ def write(here):
 
 
 NEVER = [
-    "llama.cpp (llama-cpp-python): needs a build of ggml from source; no comparison with Q4_K_M here. The target of W4S50 against it is stood in for by ORT int4.",
-    "LiteRT/XNNPACK: the wheel has no converter, and the one that writes its format needs TensorFlow.",
-    "MNN's sparse kernels: only its dense ones are compared.",
+    "XNNPACK's sparse kernels: on a CPU with AVX it never takes them, whatever the model (README); the row `LiteRT, sparse file` is such a model, run densely.",
+    "DeepSparse: withdrawn. llama.cpp through llama-bench: the library is called directly.",
     "sparse_dot_mkl where the library mkl is not installed; PyTorch's CSR product calls the MKL it was built with.",
     "Values of 8 bits in bitmask panels, bf16 peers, and cases beyond those in definitions/.",
     "AVX2 only and other machines.",
