@@ -25,7 +25,8 @@ class Context:
         self.context = ll.llama_init_from_model(self.model, c)
 
     def decode(self, *tokens):
-        batch = ll.llama_batch_get_one((ll.llama_token * len(tokens))(*tokens), len(tokens))
+        array = (ll.llama_token * len(tokens))(*tokens)  # the batch only points at it
+        batch = ll.llama_batch_get_one(array, len(tokens))
         if ll.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode")
         ll.llama_synchronize(self.context)
