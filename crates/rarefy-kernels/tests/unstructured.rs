@@ -218,6 +218,9 @@ fn indices_of_four_bytes() {
     for n in [1, 2, 5, 9] {
         check_gather(&w, rows, cols, &noise(7, n * cols), n);
     }
+    // A gather's index is signed.
+    let wide = Csr::encode(&[], 0, 1 << 31).unwrap();
+    assert!(matches!(Gather::new(&wide), Err(KernelError::TooLarge { .. })));
     // The widest weight with two bytes, its last column kept.
     let mut w = vec![0.0; 65_535];
     (w[3], w[65_534]) = (2.0, 3.0);

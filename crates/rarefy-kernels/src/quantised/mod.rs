@@ -21,6 +21,7 @@ pub(crate) mod lanes;
 mod panel;
 
 pub use bitmask::PanelInt8;
+pub(crate) use bitmask::ROW_GROUP;
 use half::f16;
 use rarefy_sparsity::formats::{GroupQuantised, ScaleType};
 
