@@ -8,13 +8,14 @@
 
 use std::time::Instant;
 
-use half::bf16;
-use rarefy_sparsity::formats::{BitmaskPanel, NmPacked};
+use half::{bf16, f16};
+use rarefy_sparsity::formats::tiled_csl::Order;
+use rarefy_sparsity::formats::{BitmaskPanel, Csr, NmPacked, TiledCsl};
 
 mod quantised;
 
 use crate::bandwidth::{ReadProbe, median};
-use crate::{Dense, Isa, KernelError, LinearKernel, Nm, Panel, Value, drive};
+use crate::{Dense, Gather, Isa, KernelError, LinearKernel, Nm, Panel, Tiled, Value, drive};
 
 /// A kernel to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,15 @@ pub enum Kind {
     NmBf16 {
         n: usize,
         m: usize,
+    },
+    /// Unstructured f32, its non-zeros gathered.
+    Gather,
+    /// Unstructured f16 in Tiled-CSL, against the dense f32 kernel on the same weights.
+    Tiled,
+    /// Unstructured codes of 8 bits with an f16 scale per group, or an f32 one per row; activations exact or of 8 bits.
+    PanelInt8 {
+        group: Option<usize>,
+        exact: bool,
     },
     /// Dense codes of 4 or 8 bits with f16 scales per group of columns; activations exact or of 8 bits.
     Quantised {
@@ -60,9 +70,11 @@ impl Kind {
     /// The dense kernel of the same type.
     pub fn dense(self) -> Kind {
         match self {
-            Kind::DenseF32 | Kind::PanelF32 | Kind::NmF32 { .. } => Kind::DenseF32,
+            Kind::DenseF32 | Kind::PanelF32 | Kind::NmF32 { .. } | Kind::Gather | Kind::Tiled => {
+                Kind::DenseF32
+            }
             // Four and eight bits are compared with f32; compare among them by [`BenchRow::times`].
-            Kind::Quantised { .. } | Kind::GroupSparse { .. } => Kind::DenseF32,
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } | Kind::PanelInt8 { .. } => Kind::DenseF32,
             Kind::DenseBf16 | Kind::PanelBf16 | Kind::NmBf16 { .. } => Kind::DenseBf16,
         }
     }
@@ -72,6 +84,7 @@ impl Kind {
         match self {
             Kind::DenseF32 | Kind::DenseBf16 | Kind::Quantised { .. } => 0.0,
             Kind::PanelF32 | Kind::PanelBf16 | Kind::GroupSparse { .. } => unstructured,
+            Kind::Gather | Kind::Tiled | Kind::PanelInt8 { .. } => unstructured,
             Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => 1.0 - n as f64 / m as f64,
         }
     }
@@ -86,6 +99,12 @@ impl std::fmt::Display for Kind {
             Kind::PanelBf16 => f.pad("panel bf16"),
             Kind::NmF32 { n, m } => f.pad(&format!("{n}:{m} f32")),
             Kind::NmBf16 { n, m } => f.pad(&format!("{n}:{m} bf16")),
+            Kind::Gather => f.pad("gather f32"),
+            Kind::Tiled => f.pad("tiled f16"),
+            Kind::PanelInt8 { group, exact } => {
+                let group = group.map(|g| format!(" g{g}")).unwrap_or_default();
+                f.pad(&format!("panel int8{group}{}", if *exact { " exact" } else { "" }))
+            }
             Kind::Quantised { bits, group, exact } => {
                 f.pad(&format!("int{bits} g{group}{}", if *exact { " exact" } else { "" }))
             }
@@ -308,11 +327,12 @@ impl BenchSpec {
     /// Bytes that [`run`] needs at most for weights and the read probe; `None` when the product overflows.
     ///
     /// The copies of all kernels together have [`min_bytes`](Self::min_bytes), or two of each; while they are made, the
-    /// f32 original and one masked copy stand beside them.
+    /// f32 original and one masked copy stand beside them. Only gathered non-zeros can take more than dense f32, half as much again.
     pub fn peak_bytes(&self) -> Option<usize> {
         let dense = self.rows.checked_mul(self.cols)?.checked_mul(4)?;
         // The dense kernels may be added to the list; no packed form is larger than dense f32 by more than rounding.
-        let set = dense.checked_mul(self.kinds.len().checked_add(2)?)?;
+        let gathered = self.kinds.iter().filter(|k| **k == Kind::Gather).count();
+        let set = dense.checked_mul(self.kinds.len().checked_add(2 + gathered)?)?;
         let copies = set.checked_mul(2)?.max(self.min_bytes.checked_add(set)?);
         copies.checked_add(dense.checked_mul(2)?)?.checked_add(self.min_bytes.clamp(1 << 20, 5 << 28))
     }
@@ -356,6 +376,11 @@ impl<'a> Weights<'a> {
                 }
             }
             _ => {
+                if kind == Kind::Tiled {
+                    for (v, full) in out.iter_mut().zip(&self.full) {
+                        *v = T::from_f32(f16::from_f32(*full).to_f32());
+                    }
+                }
                 let cut = (self.spec.sparsity * (1u64 << 32) as f64) as u64;
                 for (i, v) in out.iter_mut().enumerate() {
                     if mix(self.spec.seed.wrapping_add(i as u64) ^ 0xabcd_ef01) >> 32 < cut {
@@ -375,7 +400,18 @@ impl<'a> Weights<'a> {
             Kind::DenseBf16 | Kind::PanelBf16 | Kind::NmBf16 { .. } => {
                 self.typed::<bf16>(kind, &self.masked(kind))
             }
-            Kind::Quantised { .. } | Kind::GroupSparse { .. } => Ok(quantised::make(self, kind)?.0),
+            Kind::Gather => {
+                let matrix = Csr::encode(&self.masked::<f32>(kind), self.spec.rows, self.spec.cols)?;
+                Ok(Box::new(Gather::new(&matrix)?))
+            }
+            Kind::Tiled => {
+                let w: Vec<f16> = self.masked::<f32>(kind).iter().map(|v| f16::from_f32(*v)).collect();
+                let matrix = TiledCsl::encode(&w, self.spec.rows, self.spec.cols, Order::Shuffled)?;
+                Ok(Box::new(Tiled::new(matrix)))
+            }
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } | Kind::PanelInt8 { .. } => {
+                Ok(quantised::make(self, kind)?.0)
+            }
         }
     }
 
@@ -387,13 +423,13 @@ impl<'a> Weights<'a> {
             Kind::NmF32 { n, m } | Kind::NmBf16 { n, m } => {
                 Box::new(Nm::new(NmPacked::encode(w, rows, cols, n, m)?)?)
             }
-            Kind::Quantised { .. } | Kind::GroupSparse { .. } => quantised::make(self, kind)?.0,
+            other => self.kernel(other)?,
         })
     }
 
     /// The kernel, after its result was found equal to the dense kernel's on the same weights.
     fn checked(&self, kind: Kind, x: &[f32], n: usize) -> Result<Box<dyn Runs>, KernelError> {
-        if matches!(kind, Kind::Quantised { .. } | Kind::GroupSparse { .. }) {
+        if matches!(kind, Kind::Quantised { .. } | Kind::GroupSparse { .. } | Kind::PanelInt8 { .. }) {
             return quantised::checked(self, kind, x, n);
         }
         let dense = match kind.dense() {

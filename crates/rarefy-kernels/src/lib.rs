@@ -8,6 +8,9 @@
 //! |---|---|---|
 //! | [`DenseF32`], [`DenseBf16`] | any | 4, 2 |
 //! | [`PanelF32`], [`PanelBf16`] | unstructured zeros | `4 (1 − s) + 1/8`, `2 (1 − s) + 1/8` |
+//! | [`Gather`] | unstructured zeros, 85 % and more | `6 (1 − s)` |
+//! | [`Tiled`] | unstructured zeros in f16, as the GPU kernel of the paper does it | `4 (1 − s)` |
+//! | [`PanelInt8`] | unstructured zeros over codes of 8 bits | `(1 − s) + 1/8` |
 //! | [`NmF32`], [`NmBf16`] | N of M | `4 N/M + 1/8`, `2 N/M + 1/8` |
 //! | [`spmm::Spmm`], [`spmm::SpmmChannels`] | blocks of B rows by one column | `4 (1 − s)(1 + 1/B)` |
 //! | [`Quantised`] | any, as codes of `b` bits in groups of G | `b/8 + (2 + b/8)/G` |
@@ -27,7 +30,7 @@
 //!
 //! # NaN and infinity
 //! Bitmask kernels rebuild the zeros in registers and multiply them, so an infinite or NaN activation spreads
-//! exactly as in the dense kernel (`0 · ∞ = NaN`). The 2:4 kernel never touches pruned positions: there an infinite
+//! exactly as in the dense kernel (`0 · ∞ = NaN`). The 2:4 kernel and [`Gather`] never touch pruned positions: there an infinite
 //! activation at a pruned position has no effect, while an explicit zero that fills up a group behaves as in the dense kernel.
 //!
 //! # Threads
@@ -48,6 +51,7 @@ mod dense;
 mod drive;
 mod error;
 pub mod fft_conv;
+mod gather;
 mod group_sparse;
 mod isa;
 mod kernel;
@@ -68,11 +72,13 @@ mod rows;
 mod rowwise;
 pub mod select;
 pub mod spmm;
+mod tiled;
 
 pub use buffer::AlignedBuf;
 pub use clamp::Clamp;
 pub use dense::{Dense, DenseBf16, DenseF32};
 pub use error::KernelError;
+pub use gather::Gather;
 pub use group_sparse::{Balance, SparseGroups};
 pub use isa::{CpuFeatures, Isa, cpu_features};
 pub use kernel::LinearKernel;
@@ -80,4 +86,5 @@ pub use lanes::RowValue;
 pub use micro::Value;
 pub use nm::{Nm, NmBf16, NmF32};
 pub use panel::{Panel, PanelBf16, PanelF32};
-pub use quantised::{Activations, Quantised};
+pub use quantised::{Activations, PanelInt8, Quantised};
+pub use tiled::Tiled;

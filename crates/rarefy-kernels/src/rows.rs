@@ -47,6 +47,21 @@ pub(crate) fn share(n: usize, task: usize, tasks: usize) -> Range<usize> {
     bound(task)..bound(task + 1)
 }
 
+/// Share `task` of `tasks` of the parts that start at `offsets[..parts]` and end at `offsets[parts]`: consecutive, disjoint, together all, about
+/// equal in size.
+pub(crate) fn share_by(offsets: &[usize], task: usize, tasks: usize) -> Range<usize> {
+    let parts = offsets.len() - 1;
+    let bound = |k: usize| match k {
+        0 => 0,
+        k if k == tasks => parts,
+        // Parts may be empty: the outer bounds are pinned so that none is lost.
+        k => offsets
+            .partition_point(|o| (*o as u128) * (tasks as u128) < offsets[parts] as u128 * k as u128)
+            .min(parts),
+    };
+    bound(task)..bound(task + 1)
+}
+
 /// `n` tokens cut into the fewest nearly equal runs of at most `most`.
 pub(crate) fn passes(n: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let count = n.div_ceil(most);
@@ -107,6 +122,19 @@ mod tests {
                 assert_eq!(passes(n, most).flatten().collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
             }
         }
+    }
+
+    #[test]
+    fn shares_by_size_cover_everything_once_and_evenly() {
+        for sizes in [vec![0; 7], vec![1; 10], vec![100, 0, 0, 1, 1, 1, 0], vec![0, 0, 9], vec![3], vec![]] {
+            let mut offsets = vec![0];
+            sizes.iter().for_each(|s| offsets.push(offsets[offsets.len() - 1] + s));
+            for tasks in 1..5 {
+                let seen: Vec<usize> = (0..tasks).flat_map(|t| share_by(&offsets, t, tasks)).collect();
+                assert_eq!(seen, (0..sizes.len()).collect::<Vec<_>>(), "{sizes:?} in {tasks}");
+            }
+        }
+        assert_eq!(share_by(&[0, 1, 2, 10, 11, 12, 20], 0, 2), 0..3);
     }
 
     #[test]

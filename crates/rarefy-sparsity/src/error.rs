@@ -109,6 +109,20 @@ pub enum SparsityError {
         /// The allowed range.
         allowed: &'static str,
     },
+    /// A tile with more weights than a kernel has room for.
+    #[error(
+        "the tile at row {row}, column {col} holds {entries} entries, the kernel has room for {limit}; it needs half of each tile to be zero"
+    )]
+    DenseTile {
+        /// First row of the tile.
+        row: usize,
+        /// First column of the tile.
+        col: usize,
+        /// Entries of the tile.
+        entries: usize,
+        /// Entries that fit.
+        limit: usize,
+    },
     /// Stored sparse data that contradicts itself.
     #[error(
         "{format}: {field}: expected {expected}, found {found}; the file is damaged or was written by another version"

@@ -1,9 +1,9 @@
 //! Quantised kernels for the benchmark: made from the same weights, checked against the dense product of the decoded ones.
 
-use rarefy_sparsity::formats::{GroupQuantised, GroupSparse, QuantSettings};
+use rarefy_sparsity::formats::{BitmaskInt8, BitmaskSettings, GroupQuantised, GroupSparse, QuantSettings};
 
 use super::{Kind, Runs, Weights, mix, output};
-use crate::{Activations, Dense, KernelError, Quantised, SparseGroups};
+use crate::{Activations, Dense, KernelError, PanelInt8, Quantised, SparseGroups};
 
 /// The kernel, and the decoded weights where `check` needs them.
 pub(super) fn make(from: &Weights<'_>, kind: Kind) -> Result<(Box<dyn Runs>, Decode), KernelError> {
@@ -34,6 +34,12 @@ pub(super) fn make(from: &Weights<'_>, kind: Kind) -> Result<(Box<dyn Runs>, Dec
             let activations = if exact { Activations::Exact } else { Activations::Int8 };
             Ok((Box::new(Quantised::new(&m, activations)?), Decode::Dense(m)))
         }
+        Kind::PanelInt8 { group, exact } => {
+            let settings = group.map_or(BitmaskSettings::per_row(), BitmaskSettings::per_group);
+            let m = BitmaskInt8::encode(&from.masked::<f32>(kind), rows, cols, settings)?;
+            let activations = if exact { Activations::Exact } else { Activations::Int8 };
+            Ok((Box::new(PanelInt8::new(&m, activations)?), Decode::Bitmask(m)))
+        }
         other => unreachable!("{other} is not quantised"),
     }
 }
@@ -45,6 +51,7 @@ fn settings(bits: u32, group: usize) -> QuantSettings {
 pub(super) enum Decode {
     Dense(GroupQuantised),
     Sparse(GroupSparse),
+    Bitmask(BitmaskInt8),
 }
 
 /// The kernel, after its result was found within its error bound of the dense kernel's on the decoded weights.
@@ -58,6 +65,7 @@ pub(super) fn checked(
     let mut w = match stored {
         Decode::Dense(m) => m.decode(),
         Decode::Sparse(m) => m.decode(),
+        Decode::Bitmask(m) => m.decode(),
     };
     let (rows, cols) = (from.spec.rows, from.spec.cols);
     let (want, found) = (output(&Dense::new(&w, rows, cols)?, x, n)?, output(&*kernel, x, n)?);
@@ -65,8 +73,12 @@ pub(super) fn checked(
     let most = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     w.iter_mut().for_each(|v| *v = v.abs());
     let size = output(&Dense::new(&w, rows, cols)?, &vec![most; cols], 1)?;
-    let rounds =
-        matches!(kind, Kind::Quantised { exact: false, .. } | Kind::GroupSparse { exact: false, .. });
+    let rounds = matches!(
+        kind,
+        Kind::Quantised { exact: false, .. }
+            | Kind::GroupSparse { exact: false, .. }
+            | Kind::PanelInt8 { exact: false, .. }
+    );
     let relative = if rounds { 1.0 / 253.9 } else { 0.0 } + 2e-5;
     let wrong = |i: &usize| {
         let error = (want[*i] - found[*i]).abs();

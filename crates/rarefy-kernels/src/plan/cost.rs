@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::Kind;
 use crate::drive::{self, PANEL};
-use crate::rows;
+use crate::quantised::ROW_GROUP;
+use crate::{gather, rows};
 
 /// Where a kernel finds its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,9 +83,12 @@ pub enum Break {
     Never,
 }
 
+/// Predictions that differ by less are taken to be equal.
+const TIE: f64 = 1.03;
+
 impl Calibration {
     /// The layout written by this version.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// Time and bytes of one call; `None` for a kernel that was not calibrated, or a shape it cannot hold.
     pub fn predict(&self, kind: Kind, work: &Work) -> Option<Prediction> {
@@ -93,8 +97,7 @@ impl Calibration {
         if !kind.holds(work.cols) {
             return None;
         }
-        let products = work.rows.saturating_mul(work.cols).saturating_mul(work.n);
-        let several = self.threads > 1 && products >= 2 * kind.products_per_thread();
+        let several = self.threads > 1 && kind.uses_threads(work);
         let mut cost = find(&self.kernels)?;
         if self.threads > 1 && !several {
             // One thread: its own cost of computing, and memory as fast as the kernel gets it from all threads at most.
@@ -111,10 +114,12 @@ impl Calibration {
         Some(Prediction { ms: ns / 1e6, bytes })
     }
 
-    /// The fastest of `kinds` for `work`.
+    /// The fastest of `kinds` for `work`; of those that are equally fast, within 3 %, the one that reads least: the predictions cannot tell
+    /// them apart, and a busy neighbour slows it least.
     pub fn choose(&self, kinds: &[Kind], work: &Work) -> Option<(Kind, Prediction)> {
-        let all = kinds.iter().filter_map(|k| Some((*k, self.predict(*k, work)?)));
-        all.min_by(|a, b| a.1.ms.total_cmp(&b.1.ms))
+        let all = || kinds.iter().filter_map(|k| Some((*k, self.predict(*k, work)?)));
+        let fastest = all().map(|a| a.1.ms).min_by(f64::total_cmp)?;
+        all().filter(|a| a.1.ms <= TIE * fastest).min_by(|a, b| a.1.bytes.total_cmp(&b.1.bytes))
     }
 
     /// Whether every kernel of `kinds` is there with numbers that a prediction can be made of: a stored calibration may be damaged.
@@ -175,13 +180,14 @@ impl KernelCost {
         }
     }
 
-    /// Nanoseconds of computing alone: on the line between measured numbers of rows; beyond the largest, whole groups of it and
-    /// a rest.
+    /// Nanoseconds of computing alone: on the line between measured numbers of rows; beyond the largest, passes of nearly equal size, as the
+    /// kernels cut them.
     pub(crate) fn compute_ns(&self, units: f64, n: usize) -> f64 {
-        let Some(&(most, full)) = self.unit_ns.last() else { return f64::NAN };
-        let (groups, rest) = (n / most, n % most);
-        let part = if rest == 0 { 0.0 } else { between(&self.unit_ns, rest as f64, |n| n as f64) };
-        units * (groups as f64 * full + part)
+        let Some(&(most, _)) = self.unit_ns.last() else { return f64::NAN };
+        let (passes, least) = (n.div_ceil(most.max(1)), n.checked_div(n.div_ceil(most.max(1))).unwrap_or(0));
+        let larger = n - passes * least;
+        let pass = |rows: usize| between(&self.unit_ns, rows as f64, |n| n as f64);
+        units * (larger as f64 * pass(least + 1) + (passes - larger) as f64 * pass(least))
     }
 
     /// Bytes per nanosecond at `sparsity`: linear between the measured ones, constant beyond.
@@ -208,11 +214,18 @@ pub(crate) fn meet(a: f64, b: f64, p: f64) -> f64 {
 }
 
 impl Kind {
-    /// Products for which one thread more is woken.
-    fn products_per_thread(self) -> usize {
+    /// Whether a call is worth a second thread, as the kernels decide it.
+    fn uses_threads(self, work: &Work) -> bool {
+        let products = work.rows.saturating_mul(work.cols).saturating_mul(work.n);
         match self {
-            Kind::Quantised { .. } | Kind::GroupSparse { .. } => rows::MIN_PRODUCTS_PER_THREAD,
-            _ => drive::MIN_PRODUCTS_PER_THREAD,
+            Kind::Quantised { .. } | Kind::GroupSparse { .. } | Kind::PanelInt8 { .. } | Kind::Tiled => {
+                products >= 2 * rows::MIN_PRODUCTS_PER_THREAD
+            }
+            Kind::Gather => {
+                let kept = self.units(work.rows, work.cols, work.sparsity) * work.n as f64;
+                kept >= 2.0 * gather::MIN_PRODUCTS_PER_THREAD as f64
+            }
+            _ => products >= 2 * drive::MIN_PRODUCTS_PER_THREAD,
         }
     }
 
@@ -254,6 +267,20 @@ impl Kind {
                     + places
                     + 4.0 * (rows + 1) as f64
             }
+            // Two bytes of column index, four in wide weights; filling up the sorted slices is lost in the rounding.
+            Kind::Gather => nnz * if width > usize::from(u16::MAX) { 8.0 } else { 6.0 } + 4.5 * rows as f64,
+            Kind::Tiled => {
+                let tiles = rows.div_ceil(128) as f64 * width.div_ceil(64) as f64;
+                // On average one and a half entries fill up a tile.
+                4.0 * nnz + (4.0 + 6.0) * tiles + 8.0
+            }
+            Kind::PanelInt8 { group, .. } => {
+                let panels = rows.div_ceil(16) as f64;
+                let groups = width.div_ceil(group.unwrap_or(ROW_GROUP)) as f64;
+                let masks = 2.0 * group.unwrap_or(ROW_GROUP) as f64;
+                let scales = if group.is_some() { 32.0 * groups } else { 64.0 };
+                nnz + panels * (groups * masks + scales + 8.0)
+            }
             Kind::NmF32 { .. } => Kind::PanelF32.bytes(rows, width, self.sparsity(sparsity)),
             Kind::NmBf16 { .. } => Kind::PanelBf16.bytes(rows, width, self.sparsity(sparsity)),
         }
@@ -265,7 +292,12 @@ impl Kind {
         match self {
             Kind::NmF32 { n: 2, m: 4 } | Kind::NmBf16 { n: 2, m: 4 } => slots / 2.0,
             Kind::DenseF32 | Kind::DenseBf16 | Kind::PanelF32 | Kind::PanelBf16 => slots,
-            Kind::NmF32 { .. } | Kind::NmBf16 { .. } | Kind::Quantised { .. } => slots,
+            Kind::NmF32 { .. } | Kind::NmBf16 { .. } | Kind::Quantised { .. } | Kind::PanelInt8 { .. } => {
+                slots
+            }
+            Kind::Gather => rows as f64 * cols as f64 * (1.0 - sparsity),
+            // Every non-zero is scattered, every place multiplied.
+            Kind::Tiled => rows as f64 * cols as f64 * (1.0 - sparsity) + slots / 8.0,
             Kind::GroupSparse { group, .. } => {
                 rows as f64 * kept_groups(cols, group, sparsity) * group as f64
             }
@@ -297,6 +329,10 @@ mod tests {
             Kind::Quantised { bits: 4, group: 32, exact: false },
             Kind::Quantised { bits: 8, group: 128, exact: false },
             Kind::GroupSparse { bits: 4, group: 16, exact: false },
+            Kind::Gather,
+            Kind::Tiled,
+            Kind::PanelInt8 { group: None, exact: false },
+            Kind::PanelInt8 { group: Some(128), exact: true },
         ]);
         kinds
     }
@@ -390,6 +426,14 @@ mod tests {
     }
 
     #[test]
+    fn of_equals_the_one_that_reads_least_is_chosen() {
+        let choose =
+            |panel_ns| machine(0.1, panel_ns).choose(&kinds(), &work(0.5, Residence::Cache)).map(|c| c.0);
+        assert_eq!(choose(0.102), Some(Kind::PanelF32));
+        assert_eq!(choose(0.104), Some(Kind::DenseF32));
+    }
+
+    #[test]
     fn rates_between_measured_sparsities_are_on_the_line() {
         let k = KernelCost { rates: vec![(0.5, 20.0), (0.9, 12.0)], ..cost(Kind::PanelF32, 0.0, 0.0) };
         for (s, want) in [(0.0, 20.0), (0.5, 20.0), (0.7, 16.0), (0.9, 12.0), (0.99, 12.0)] {
@@ -400,7 +444,7 @@ mod tests {
     #[test]
     fn rows_between_and_beyond_the_measured_ones() {
         let k = KernelCost { unit_ns: vec![(1, 1.0), (4, 1.6), (12, 4.0)], ..cost(Kind::PanelF32, 0.0, 1.0) };
-        for (n, want) in [(1, 1.0), (2, 1.2), (4, 1.6), (8, 2.8), (12, 4.0), (13, 5.0), (24, 8.0), (28, 9.6)]
+        for (n, want) in [(1, 1.0), (2, 1.2), (4, 1.6), (8, 2.8), (12, 4.0), (13, 4.7), (24, 8.0), (28, 9.6)]
         {
             assert!((k.compute_ns(10.0, n) - 10.0 * want).abs() < 1e-9, "{n}");
         }

@@ -11,10 +11,13 @@
 //!
 //! `p` says how well a kernel overlaps the two: infinite for perfect overlap, 1 for none. [`Calibration::measure`] fits
 //! `c, α, r, p` for every kernel from a few short measurements of one shape; everything else is prediction. A product too
-//! small to wake a second thread is predicted from single-thread figures, as the kernels decide themselves.
+//! small to wake a second thread is predicted from single-thread figures, as the kernels decide themselves. [`crossover`] tabulates what is
+//! chosen, beside what was fastest.
 
 mod calibrate;
 mod cost;
+mod crossover;
 
 pub use calibrate::CalibrationSettings;
 pub use cost::{Break, Calibration, KernelCost, Prediction, Residence, Work};
+pub use crossover::{Crossover, CrossoverSettings, crossover};

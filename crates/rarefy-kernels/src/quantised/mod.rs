@@ -16,9 +16,12 @@
 //! at most `Σ_g max_g |x| / 253.9 · Σ |ŵ|` per output (see `activations`), about 0.4 % of the output's spread for noise.
 
 mod activations;
+mod bitmask;
 pub(crate) mod lanes;
 mod panel;
 
+pub use bitmask::PanelInt8;
+pub(crate) use bitmask::ROW_GROUP;
 use half::f16;
 use rarefy_sparsity::formats::{GroupQuantised, ScaleType};
 

@@ -6,6 +6,8 @@
 //! | [`nm_packed::NmPacked`] | at most N non-zeros in M consecutive inputs | `e N/M + 1/8` |
 //! | [`delta_block::DeltaBlock`] | blocks of B output channels × 1, 1×1 convolutions | `4 (1 − s)(1 + 1/B)` |
 //! | [`csr::Csr`] | more than 90 % zeros; exchange with other packages | `(e + 4)(1 − s)` |
+//! | [`tiled_csl::TiledCsl`] | unstructured zeros in f16, the layout of a GPU kernel | `4 (1 − s)` |
+//! | [`quantised::BitmaskInt8`] | unstructured zeros, 8-bit codes, a scale per row or group of G | `(1 − s) + 1/8 (+ 2/G)` |
 //! | [`quantised::GroupQuantised`] | dense codes of `b` bits, a scale per group of G | `b/8 + 2/G` |
 //! | [`quantised::GroupSparse`] | whole groups of G zeros, `b`-bit codes | `(1 − s)(b/8 + (2 + b/8)/G) + 1/(8 G)` |
 //!
@@ -22,12 +24,16 @@ pub mod csr;
 pub mod delta_block;
 pub mod nm_packed;
 pub mod quantised;
+pub mod tiled_csl;
 
 pub use bitmask_panel::{BitmaskPanel, PanelParts};
 pub use csr::{Csr, CsrParts};
 pub use delta_block::{DeltaBlock, DeltaBlockParts};
 pub use nm_packed::{NmPacked, NmParts};
-pub use quantised::{GroupQuantised, GroupSparse, QuantSettings, ScaleType, Scheme};
+pub use quantised::{
+    BitmaskInt8, BitmaskSettings, GroupQuantised, GroupSparse, QuantSettings, ScaleType, Scheme,
+};
+pub use tiled_csl::{TiledCsl, TiledCslParts};
 
 use half::{bf16, f16};
 

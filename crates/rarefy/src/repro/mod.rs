@@ -2,6 +2,7 @@
 
 mod convnets;
 mod fast_sparse_convnets;
+mod flash_llm;
 mod flashfftconv;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
@@ -109,6 +110,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     sparsegpt_wanda_baselines::EXPERIMENT,
     fast_sparse_convnets::EXPERIMENT,
     sparsebytenn::EXPERIMENT,
+    flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
 ];
 

@@ -20,6 +20,36 @@ pub(crate) unsafe fn sum8(v: __m256) -> f32 {
     }
 }
 
+/// For each mask of eight bytes: which packed byte each takes, or 128, which makes a byte shuffle give zero.
+static SPREAD: [[u8; 8]; 256] = {
+    let mut table = [[128; 8]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut place, mut next) = (0, 0);
+        while place < 8 {
+            if mask >> place & 1 == 1 {
+                table[mask][place] = next;
+                next += 1;
+            }
+            place += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
+/// Eight packed bytes at the set bits of `mask`, 128 at the others.
+///
+/// # Safety
+/// SSSE3.
+#[inline(always)]
+unsafe fn spread(mask: u8, packed: __m128i) -> __m128i {
+    unsafe {
+        let from = _mm_loadl_epi64(SPREAD[mask as usize].as_ptr().cast());
+        _mm_or_si128(_mm_shuffle_epi8(packed, from), _mm_and_si128(from, _mm_set1_epi8(-128)))
+    }
+}
+
 /// `f` of both halves.
 macro_rules! both {
     (|$i:ident| $body:expr) => {
@@ -83,6 +113,10 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn splat_i(v: i32) -> Self::I {
         unsafe { [_mm256_set1_epi32(v); 2] }
+    }
+    #[inline(always)]
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { both!(|i| _mm256_add_epi32(a[i], b[i])) }
     }
     #[inline(always)]
     unsafe fn load_i(p: *const u8) -> Self::I {
@@ -247,6 +281,23 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn positions(bits: u32, base: u16, out: *mut u16) {
         unsafe { super::portable::Portable::positions(bits, base, out) }
+    }
+    #[inline(always)]
+    unsafe fn expand(mask: u64, mut p: *const u8) -> Self::I {
+        unsafe {
+            let mut quarters = [_mm_setzero_si128(); 4];
+            for (k, quarter) in quarters.iter_mut().enumerate() {
+                let mut halves = [_mm_setzero_si128(); 2];
+                for (h, half) in halves.iter_mut().enumerate() {
+                    // At most 56 bytes on, so that these eight are within the 64.
+                    let m = (mask >> (16 * k + 8 * h)) as u8;
+                    *half = spread(m, _mm_loadl_epi64(p.cast()));
+                    p = p.add(m.count_ones() as usize);
+                }
+                *quarter = _mm_unpacklo_epi64(halves[0], halves[1]);
+            }
+            [_mm256_set_m128i(quarters[1], quarters[0]), _mm256_set_m128i(quarters[3], quarters[2])]
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8, ahead: usize) {

@@ -60,6 +60,10 @@ impl Lanes for Avx512 {
         unsafe { _mm512_set1_epi32(v) }
     }
     #[inline(always)]
+    unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn load_i(p: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
@@ -220,6 +224,10 @@ impl Lanes for Avx512 {
             // Compressed in a register and stored whole: a compressing store is slow on some CPUs.
             _mm512_storeu_si512(out.cast(), _mm512_maskz_compress_epi16(bits, all));
         }
+    }
+    #[inline(always)]
+    unsafe fn expand(mask: u64, p: *const u8) -> __m512i {
+        unsafe { _mm512_mask_expand_epi8(_mm512_set1_epi8(-128), mask, _mm512_loadu_si512(p.cast())) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8, ahead: usize) {

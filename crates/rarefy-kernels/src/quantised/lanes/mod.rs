@@ -34,6 +34,7 @@ pub(crate) trait Lanes {
     unsafe fn sum(v: Self::F) -> f32;
 
     unsafe fn splat_i(v: i32) -> Self::I;
+    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
     /// 64 bytes.
     unsafe fn load_i(p: *const u8) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;
@@ -78,6 +79,8 @@ pub(crate) trait Lanes {
     unsafe fn spread4(p: *const f32) -> Self::F;
     /// Appends `base + i` for each set bit `i`, ascending. Up to 64 bytes are written at `out`.
     unsafe fn positions(bits: u32, base: u16, out: *mut u16);
+    /// The next of the bytes at `p` for each set bit, ascending, and 128 for each clear one. 64 bytes at `p` are readable.
+    unsafe fn expand(mask: u64, p: *const u8) -> Self::I;
     /// Asks for the line `ahead` bytes from `p` on; never faults.
     unsafe fn prefetch(p: *const u8, ahead: usize);
 }

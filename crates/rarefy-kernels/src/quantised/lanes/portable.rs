@@ -71,6 +71,10 @@ impl Lanes for Portable {
         [v as u32; 16]
     }
     #[inline(always)]
+    unsafe fn add_i(a: [u32; 16], b: [u32; 16]) -> [u32; 16] {
+        each(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
     unsafe fn load_i(p: *const u8) -> [u32; 16] {
         let bytes = unsafe { read::<64>(p) };
         each(|i| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
@@ -181,6 +185,18 @@ impl Lanes for Portable {
             bits &= bits - 1;
             at += 1;
         }
+    }
+    #[inline(always)]
+    unsafe fn expand(mask: u64, p: *const u8) -> [u32; 16] {
+        let (from, mut next) = (unsafe { read::<64>(p) }, 0);
+        let mut bytes = [128u8; 64];
+        for (bit, byte) in bytes.iter_mut().enumerate() {
+            if mask >> bit & 1 == 1 {
+                *byte = from[next];
+                next += 1;
+            }
+        }
+        each(|i| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8, _: usize) {}

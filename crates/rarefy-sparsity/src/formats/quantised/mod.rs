@@ -1,9 +1,11 @@
-//! Quantised storage: the group quantiser, a dense matrix of codes, and the group-sparse one of GQSA.
+//! Quantised storage: the group quantiser, a dense and a bitmask matrix of codes, and the group-sparse one of GQSA.
 
+pub mod bitmask;
 pub mod dense;
 pub mod group_sparse;
 pub mod quantiser;
 
+pub use bitmask::{BitmaskInt8, BitmaskInt8Parts, BitmaskSettings, ScaleSpan};
 pub use dense::{GroupQuantised, GroupQuantisedParts};
 pub use group_sparse::{Columns, GroupSparse, GroupSparseParts};
 pub use quantiser::{QuantSettings, ScaleType, Scales, Scheme};
