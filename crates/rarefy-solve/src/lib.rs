@@ -5,12 +5,14 @@
 //! is a status, bad input is a [`SolveError`]. A [`Monitor`] carries progress, cancellation and a
 //! time limit. The same seed gives the same bits on any number of threads.
 //!
+//! - [`glm`]: sparse regression and classification: paths, cross-validation, certificates;
 //! - [`linop`]: design matrices and linear operators (dense, sparse, Kronecker, masked, implicit);
 //! - [`prox`]: projections and proximal maps;
 //! - [`optim`]: L-BFGS and line searches;
 //! - [`methods`]: one module per published method, listed in [`METHODS`].
 
 mod error;
+pub mod glm;
 pub mod linop;
 pub mod methods;
 mod monitor;
@@ -19,7 +21,7 @@ pub mod prox;
 mod solution;
 
 pub use error::SolveError;
-pub use linop::{Csc, Csr, Design, LinOp};
+pub use linop::{Column, Csc, Csr, Design, LinOp};
 pub use methods::METHODS;
 pub use monitor::Monitor;
 pub use solution::{Residual, Solution, Status, Trace, TracePoint};
