@@ -9,9 +9,11 @@
 //! - [`linop`]: design matrices and linear operators (dense, sparse, Kronecker, masked, implicit);
 //! - [`prox`]: projections and proximal maps;
 //! - [`optim`]: L-BFGS and line searches;
+//! - [`experiments`]: the published experiments, measured;
 //! - [`methods`]: one module per published method, listed in [`METHODS`].
 
 mod error;
+pub mod experiments;
 pub mod glm;
 pub mod linop;
 pub mod methods;

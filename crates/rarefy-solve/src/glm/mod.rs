@@ -28,7 +28,7 @@ mod anderson;
 mod newton;
 mod path;
 mod prepare;
-mod quadratic;
+pub(crate) mod quadratic;
 mod squared;
 
 pub use path::{AlphaGrid, CrossValidation, CrossValidationSettings, Path, cross_validate, path};

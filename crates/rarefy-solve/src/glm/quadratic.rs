@@ -7,27 +7,27 @@ use crate::prox::{positive_soft, soft};
 /// The Gram matrix of the features seen so far, and the state over them. Everything is indexed by
 /// slot: the order in which features entered.
 #[derive(Default)]
-pub(super) struct Quadratic {
-    pub(super) features: Vec<usize>,
+pub(crate) struct Quadratic {
+    pub(crate) features: Vec<usize>,
     /// `G[a, b]` at `a·stride + b`.
     gram: Vec<f64>,
     stride: usize,
-    pub(super) w: Vec<f64>,
+    pub(crate) w: Vec<f64>,
     /// `q − G w`.
-    pub(super) c: Vec<f64>,
-    pub(super) l1: Vec<f64>,
-    pub(super) l2: Vec<f64>,
-    pub(super) positive: bool,
+    pub(crate) c: Vec<f64>,
+    pub(crate) l1: Vec<f64>,
+    pub(crate) l2: Vec<f64>,
+    pub(crate) positive: bool,
     factor: Factor,
 }
 
 impl Quadratic {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.features.len()
     }
 
     /// From a whole matrix, features 0..m in order, all coefficients 0.
-    pub(super) fn whole(gram: Vec<f64>, q: Vec<f64>) -> Self {
+    pub(crate) fn whole(gram: Vec<f64>, q: Vec<f64>) -> Self {
         let m = q.len();
         Self {
             features: (0..m).collect(),
@@ -43,7 +43,7 @@ impl Quadratic {
 
     /// Adds a feature with coefficient `w`, its products with the features before it and with
     /// itself, and its correlation with the residual at the current point.
-    pub(super) fn push(&mut self, feature: usize, products: &[f64], c: f64, w: f64) {
+    pub(crate) fn push(&mut self, feature: usize, products: &[f64], c: f64, w: f64) {
         let m = self.len();
         if m == self.stride {
             let stride = (2 * m).max(32);
@@ -69,19 +69,19 @@ impl Quadratic {
         &self.gram[a * self.stride..a * self.stride + self.w.len()]
     }
 
-    pub(super) fn diagonal(&self, a: usize) -> f64 {
+    pub(crate) fn diagonal(&self, a: usize) -> f64 {
         self.gram[a * self.stride + a]
     }
 
     /// Moves `w[a]` by `delta`.
-    pub(super) fn shift(&mut self, a: usize, delta: f64) {
+    pub(crate) fn shift(&mut self, a: usize, delta: f64) {
         let m = self.w.len();
         self.w[a] += delta;
         axpy(-delta, &self.gram[a * self.stride..a * self.stride + m], &mut self.c);
     }
 
     /// The factor depends on `l2`: forget it when that changes.
-    pub(super) fn forget_factor(&mut self) {
+    pub(crate) fn forget_factor(&mut self) {
         self.factor = Factor::default();
     }
 
@@ -112,7 +112,7 @@ impl Quadratic {
 
     /// Descends over `slots` until a sweep gains at most `target`, alternating sweeps and Newton
     /// steps. Returns the number of sweeps.
-    pub(super) fn descend(&mut self, slots: &[usize], target: f64, max_sweeps: usize) -> usize {
+    pub(crate) fn descend(&mut self, slots: &[usize], target: f64, max_sweeps: usize) -> usize {
         let mut last_newton = 0;
         for sweep in 1..=max_sweeps {
             let (progress, changed) = self.sweep(slots);

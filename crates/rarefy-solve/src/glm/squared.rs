@@ -311,7 +311,7 @@ impl Engine for Squared<'_> {
         }
         let tolerance = self.settings.tolerance * 0.5 * self.yy;
         let mut alive: Vec<usize> = (0..self.w.len()).filter(|j| self.data.norms_sq[*j] > 0.0).collect();
-        let mut target = 0.03 * tolerance;
+        let mut target = 0.003 * tolerance;
         let mut strong = (2.0 * step.alpha - step.previous).max(0.0) * total * self.settings.l1_ratio;
         let (mut trace, mut iterations, mut best_gap, mut stuck) = (vec![], 0, f64::INFINITY, 0);
         let (mut refreshed, mut seen) = (false, vec![false; self.w.len()]);

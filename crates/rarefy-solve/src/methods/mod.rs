@@ -1,9 +1,11 @@
 //! The published methods of this crate, one module each.
 
+pub mod block_coordinate_descent;
+
 use rarefy_sparsity::MethodInfo;
 
 /// All methods of this crate, by slug.
-pub const METHODS: &[MethodInfo] = &[];
+pub const METHODS: &[MethodInfo] = &[block_coordinate_descent::INFO];
 
 #[cfg(test)]
 mod tests {

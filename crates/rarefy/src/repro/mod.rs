@@ -1,5 +1,6 @@
 //! Published experiments, scaled to this machine: one file per specification.
 
+mod block_coordinate_descent;
 mod convnets;
 mod fast_sparse_convnets;
 mod flashfftconv;
@@ -110,6 +111,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     fast_sparse_convnets::EXPERIMENT,
     sparsebytenn::EXPERIMENT,
     flashfftconv::EXPERIMENT,
+    block_coordinate_descent::EXPERIMENT,
 ];
 
 /// The experiment of a method or of a specification.
