@@ -99,7 +99,6 @@ def main():
             "celer": lambda: celer.celer_path(x, y, pb="lasso", alphas=alphas, tol=5e-7, max_iter=1000)[1],
             "skglm 1e-5": lambda: skglm_path(x, y, alphas, 1e-5 * top),
             "skglm 1e-4": lambda: skglm_path(x, y, alphas, 1e-4 * top),
-            "skglm 1e-3": lambda: skglm_path(x, y, alphas, 1e-3 * top),
         }
         rows, best = [], np.full(100, np.inf)
         for solver, run in runs.items():

@@ -65,7 +65,8 @@ pub fn proximal_gradient(
             a.apply_t(&r, &mut g);
             let top = if settings.positive { g.iter().copied().fold(0.0, f64::max) } else { norm_inf(&g) };
             let (rr, yr) = (norm_sq(&r), dot(y, &r));
-            let scale = (yr / rr.max(f64::MIN_POSITIVE)).max(0.0).min(if top > 0.0 { lambda / top } else { 1.0 });
+            let scale =
+                (yr / rr.max(f64::MIN_POSITIVE)).max(0.0).min(if top > 0.0 { lambda / top } else { 1.0 });
             gap = objective - (scale * yr - 0.5 * scale * scale * rr);
             if !gap.is_finite() {
                 return Err(SolveError::breakdown("proximal gradient", "overflow", "scale the operator"));
@@ -92,7 +93,11 @@ pub fn proximal_gradient(
                 .iter()
                 .zip(&g)
                 .map(|(v, g)| {
-                    if settings.positive { positive_soft(v + g / l, lambda / l) } else { soft(v + g / l, lambda / l) }
+                    if settings.positive {
+                        positive_soft(v + g / l, lambda / l)
+                    } else {
+                        soft(v + g / l, lambda / l)
+                    }
                 })
                 .collect();
             a.apply(&new, &mut image);

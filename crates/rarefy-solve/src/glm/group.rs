@@ -138,8 +138,10 @@ impl GroupSettings {
                 "split or complete the groups",
             ));
         }
-        let weights =
-            self.group_weights.clone().unwrap_or_else(|| groups.iter().map(|g| (g.len() as f64).sqrt()).collect());
+        let weights = self
+            .group_weights
+            .clone()
+            .unwrap_or_else(|| groups.iter().map(|g| (g.len() as f64).sqrt()).collect());
         check_dimension("group_weights", groups.len(), "groups", weights.len())?;
         Ok((groups, weights))
     }
@@ -370,10 +372,8 @@ pub fn solve_group(
             state.fit_intercepts(total, 1000);
         }
     }
-    let lipschitz: Vec<f64> = groups
-        .iter()
-        .map(|g| state.smoothness() * largest_eigenvalue(problem, g))
-        .collect();
+    let lipschitz: Vec<f64> =
+        groups.iter().map(|g| state.smoothness() * largest_eigenvalue(problem, g)).collect();
     let lambda: Vec<f64> = weights.iter().map(|o| alpha * total * o).collect();
     let norm_of = |w: &[f64], g: &[usize]| -> f64 {
         g.iter().flat_map(|j| &w[j * k..(j + 1) * k]).map(|v| v * v).sum::<f64>().sqrt()
@@ -434,7 +434,11 @@ pub fn solve_group(
             GroupPenalty::Mcp { .. } => (longest, longest <= settings.tolerance),
         };
         if !residual.is_finite() {
-            return Err(SolveError::breakdown("group descent", "the objective overflowed", "scale the columns of x"));
+            return Err(SolveError::breakdown(
+                "group descent",
+                "the objective overflowed",
+                "scale the columns of x",
+            ));
         }
         let observed = monitor.record(&mut trace, iterations, primal / total, residual);
         if done {

@@ -13,6 +13,9 @@
 //! - Every answer carries a duality gap: `objective − optimum ≤ gap`. It stops when the gap is at
 //!   most `tolerance` times the loss of the best constant model.
 //!
+//! - [`solve_group`]: group lasso, multinomial regression, the minimax concave penalty;
+//!   [`proximal_gradient`] (ISTA, FISTA) for operators that only multiply; [`orthogonal_matching_pursuit`].
+//!
 //! How: working sets (features that violate the optimality conditions or pass the sequential
 //! strong rule), gap-safe screening (Ndiaye, Fercoq, Gramfort, Salmon, JMLR 2017), and inside the
 //! working set coordinate descent on the Gram matrix with exact Newton steps on the support, or on
@@ -25,12 +28,16 @@
 //! centred implicitly; dense ones are copied when an intercept or sample weights are asked for.
 
 mod anderson;
+mod baselines;
+mod group;
 mod newton;
 mod path;
 mod prepare;
 pub(crate) mod quadratic;
 mod squared;
 
+pub use baselines::{OmpSettings, ProximalGradientSettings, orthogonal_matching_pursuit, proximal_gradient};
+pub use group::{GroupLoss, GroupModel, GroupPenalty, GroupSettings, solve_group};
 pub use path::{AlphaGrid, CrossValidation, CrossValidationSettings, Path, cross_validate, path};
 
 use serde::{Deserialize, Serialize};

@@ -28,7 +28,7 @@ impl Loss {
 
     /// Minus the derivative in z, and the curvature of a model: the second derivative, or for
     /// Huber that of the quadratic which touches from above.
-    fn derivatives(self, y: f64, z: f64) -> (f64, f64) {
+    pub(super) fn derivatives(self, y: f64, z: f64) -> (f64, f64) {
         match self {
             Loss::Squared => (y - z, 1.0),
             Loss::Logistic => {
@@ -44,7 +44,7 @@ impl Loss {
     }
 
     /// Minus the conjugate at `−scale·slope`, where `slope` is minus a derivative.
-    fn dual(self, y: f64, slope: f64, scale: f64) -> f64 {
+    pub(super) fn dual(self, y: f64, slope: f64, scale: f64) -> f64 {
         let a = scale * slope;
         match self {
             Loss::Squared | Loss::Huber { .. } => a * (y - 0.5 * a),
@@ -56,7 +56,7 @@ impl Loss {
         }
     }
 
-    fn smoothness(self) -> f64 {
+    pub(super) fn smoothness(self) -> f64 {
         if self == Loss::Logistic { 0.25 } else { 1.0 }
     }
 }
