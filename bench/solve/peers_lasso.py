@@ -102,7 +102,7 @@ def main():
         }
         rows, best = [], np.full(100, np.inf)
         for solver, run in runs.items():
-            if name == "synthetic" and solver in ("skglm 1e-5", "sklearn"):
+            if name == "synthetic" and solver != "celer" and "all" not in names:
                 continue
             times = []
             for _ in range(1 if name == "synthetic" else repeats):

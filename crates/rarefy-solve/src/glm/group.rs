@@ -1,7 +1,7 @@
 //! Group penalties and several outputs: group lasso, multinomial regression, minimax concave penalty.
 //!
 //! ```text
-//! minimise over W: [p, k], b: [k]:   (1/Σs) Σᵢ sᵢ f(yᵢ, Wᵀxᵢ + b) + α Σ_g ω_g φ(‖W_g‖_F)
+//! minimise over W: [p, k], b: ℝ^k:   (1/Σs) Σᵢ sᵢ f(yᵢ, Wᵀxᵢ + b) + α Σ_g ω_g φ(‖W_g‖_F)
 //! ```
 //! W_g: the rows of the features of group g; φ(t) = t, or the minimax concave penalty of Zhang (2010),
 //! `φ(t) = t − t²/(2γαω_g)` up to `t = γαω_g`, constant beyond. k = 1 but for the multinomial loss.
@@ -89,7 +89,7 @@ pub struct GroupModel {
     pub outputs: usize,
     /// W: [p, k], row-major.
     pub coefficients: Vec<f64>,
-    /// b: [k].
+    /// b: ℝ^k.
     pub intercepts: Vec<f64>,
 }
 

@@ -4,7 +4,7 @@
 //! minimise over w ∈ ℝᵖ, b ∈ ℝ:
 //!     (1/Σs) Σᵢ sᵢ f(yᵢ, xᵢᵀw + b) + α Σⱼ ωⱼ (ρ|wⱼ| + ½(1 − ρ) wⱼ²)
 //! ```
-//! with x: [n, p], y: [n], sample weights s: [n] > 0 somewhere (default 1), feature weights ω: [p] > 0
+//! with x: [n, p], y: ℝ^n, sample weights s: ℝ^n > 0 somewhere (default 1), feature weights ω: ℝ^p > 0
 //! (default 1), `ρ = l1_ratio` in (0, 1], optionally `w ≥ 0`, and f the squared loss `½(y − z)²`, the
 //! logistic loss `ln(1 + exp(−yz))` with y ∈ {−1, 1}, or Huber's loss.
 //!
@@ -50,9 +50,9 @@ use crate::{Design, LinOp, Monitor, Solution, SolveError};
 pub struct Problem<'a> {
     /// Design: [n, p].
     pub x: &'a Design,
-    /// Targets: [n]; −1 and 1 for the logistic loss.
+    /// Targets: ℝ^n; −1 and 1 for the logistic loss.
     pub y: &'a [f64],
-    /// Weights of the samples: [n], at least 0, not all 0. `None`: all 1.
+    /// Weights of the samples: ℝ^n, at least 0, not all 0. `None`: all 1.
     pub sample_weight: Option<&'a [f64]>,
 }
 
@@ -225,7 +225,7 @@ impl Coefficients {
         Self { n_features: w.len(), indices, values, intercept }
     }
 
-    /// All coefficients: [p].
+    /// All coefficients: ℝ^p.
     #[must_use]
     pub fn to_dense(&self) -> Vec<f64> {
         let mut w = vec![0.0; self.n_features];
@@ -239,7 +239,7 @@ impl Coefficients {
         self.indices.len()
     }
 
-    /// `X w + b`: [n].
+    /// `X w + b`: ℝ^n.
     ///
     /// # Errors
     /// [`SolveError::Dimension`] when the design has another number of columns.

@@ -4,7 +4,7 @@
 //!           Greedy Rules, Message-Passing, Active-Set Complexity, and Superlinear Convergence,
 //!           JMLR 2022, arXiv 1712.08859. Reference code: IssamLaradji/BlockCoordinateDescent.
 //! Problem:  minimise f(x), f(x) + λΣxᵢ over x ≥ 0, or f(x) + λ‖x‖₁, for f one of
-//!           ½‖Ax − y‖² (A: [n, p], y: [n]); Σ ln(1 + exp(−yᵢaᵢᵀx)) with yᵢ = ±1; softmax loss with
+//!           ½‖Ax − y‖² (A: [n, p], y: ℝ^n); Σ ln(1 + exp(−yᵢaᵢᵀx)) with yᵢ = ±1; softmax loss with
 //!           labels in 0..k and x: [p·k], feature-major; ½xᵀQx − bᵀx (Q: [p, p] symmetric CSR).
 //! Method:   1. start at x = 0 (or a warm start), keep the residual and the gradient. 2. pick a block by
 //!           the selection rule, among the blocks of a partition or as the best variable block.

@@ -12,32 +12,32 @@ use crate::{Column, Csr, Design, LinOp, SolveError};
 pub enum BcdProblem<'a> {
     /// `½‖Ax − y‖²`.
     LeastSquares {
-        /// [n, p].
+        /// Shape n × p.
         a: &'a Design,
-        /// [n].
+        /// Length n.
         y: &'a [f64],
     },
     /// `Σ ln(1 + exp(−yᵢ aᵢᵀx))`.
     Logistic {
-        /// [n, p].
+        /// Shape n × p.
         a: &'a Design,
-        /// [n], −1 or 1.
+        /// Length n, −1 or 1.
         y: &'a [f64],
     },
     /// `Σ [ln Σ_c exp(aᵢᵀx_c) − aᵢᵀx_{label i}]`; coordinate `(feature f, class c)` is `f·classes + c`.
     Softmax {
-        /// [n, p].
+        /// Shape n × p.
         a: &'a Design,
-        /// [n], below `classes`.
+        /// Length n, below `classes`.
         labels: &'a [usize],
         /// Number of classes, at least 2.
         classes: usize,
     },
     /// `½xᵀQx − bᵀx`, Q symmetric and positive semidefinite.
     Graph {
-        /// [p, p], symmetric.
+        /// Shape p × p, symmetric.
         q: &'a Csr,
-        /// [p].
+        /// Length p.
         b: &'a [f64],
     },
 }
