@@ -1,5 +1,6 @@
 //! Published experiments, scaled to this machine: one file per specification.
 
+mod block_coordinate_descent;
 mod convnets;
 mod fast_sparse_convnets;
 mod flash_llm;
@@ -112,6 +113,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     sparsebytenn::EXPERIMENT,
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
+    block_coordinate_descent::EXPERIMENT,
 ];
 
 /// The experiment of a method or of a specification.

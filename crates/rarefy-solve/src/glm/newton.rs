@@ -1,0 +1,419 @@
+//! Logistic and Huber losses: proximal Newton steps on working sets.
+
+use std::ops::ControlFlow;
+
+use rayon::prelude::*;
+
+use super::quadratic::Quadratic;
+use super::{Coefficients, Engine, GlmSettings, Loss, Problem, Step};
+use crate::linop::dense;
+use crate::{Column, LinOp, Monitor, Residual, Solution, SolveError, Status};
+
+impl Loss {
+    /// `f(y, z)`.
+    #[must_use]
+    pub fn value(self, y: f64, z: f64) -> f64 {
+        match self {
+            Loss::Squared => 0.5 * (y - z).powi(2),
+            Loss::Logistic => {
+                let m = y * z;
+                (-m.abs()).exp().ln_1p() + (-m).max(0.0)
+            }
+            Loss::Huber { delta } => {
+                let r = (y - z).abs();
+                if r <= delta { 0.5 * r * r } else { delta * (r - 0.5 * delta) }
+            }
+        }
+    }
+
+    /// Minus the derivative in z, and the curvature of a model: the second derivative, or for
+    /// Huber that of the quadratic which touches from above.
+    pub(super) fn derivatives(self, y: f64, z: f64) -> (f64, f64) {
+        match self {
+            Loss::Squared => (y - z, 1.0),
+            Loss::Logistic => {
+                let a = 1.0 / (1.0 + (y * z).exp());
+                (y * a, a * (1.0 - a))
+            }
+            Loss::Huber { delta } => {
+                let r = y - z;
+                let size = r.abs().max(delta);
+                (r.clamp(-delta, delta), delta / size)
+            }
+        }
+    }
+
+    /// Minus the conjugate at `−scale·slope`, where `slope` is minus a derivative.
+    pub(super) fn dual(self, y: f64, slope: f64, scale: f64) -> f64 {
+        let a = scale * slope;
+        match self {
+            Loss::Squared | Loss::Huber { .. } => a * (y - 0.5 * a),
+            Loss::Logistic => {
+                let a = (a * y).clamp(0.0, 1.0);
+                let entropy = |v: f64| if v > 0.0 { -v * v.ln() } else { 0.0 };
+                entropy(a) + if a < 1.0 { -(1.0 - a) * (-a).ln_1p() } else { 0.0 }
+            }
+        }
+    }
+
+    pub(super) fn smoothness(self) -> f64 {
+        if self == Loss::Logistic { 0.25 } else { 1.0 }
+    }
+}
+
+pub(super) struct Newton<'a> {
+    problem: Problem<'a>,
+    settings: &'a GlmSettings,
+    total: f64,
+    largest_weight: f64,
+    norms_sq: Vec<f64>,
+    w: Vec<f64>,
+    intercept: f64,
+    support: Vec<usize>,
+    /// `Xw + b`.
+    z: Vec<f64>,
+    /// `−sᵢ f'(zᵢ)`.
+    theta: Vec<f64>,
+    /// Curvature.
+    v: Vec<f64>,
+    /// Loss of the best constant model, and the α above which it is the answer.
+    reference: f64,
+    alpha_max: f64,
+}
+
+struct Certificate {
+    primal: f64,
+    gap: f64,
+    scale: f64,
+}
+
+impl<'a> Newton<'a> {
+    pub(super) fn new(problem: &Problem<'a>, settings: &'a GlmSettings) -> Self {
+        let (n, p) = (problem.x.n_rows(), problem.x.n_cols());
+        let mut this = Self {
+            problem: *problem,
+            settings,
+            total: problem.sample_weight.map_or(n as f64, dense::sum),
+            largest_weight: problem.sample_weight.map_or(1.0, |s| s.iter().copied().fold(0.0, f64::max)),
+            norms_sq: problem.x.column_norms_sq(),
+            w: vec![0.0; p],
+            intercept: 0.0,
+            support: vec![],
+            z: vec![0.0; n],
+            theta: vec![0.0; n],
+            v: vec![0.0; n],
+            reference: 0.0,
+            alpha_max: 0.0,
+        };
+        if settings.fit_intercept {
+            this.fit_intercept();
+        }
+        this.derivatives();
+        this.reference = this.fit(&this.z);
+        let all: Vec<usize> = (0..p).collect();
+        let g = this.gradient(&all, 0.0);
+        let sizes = g.iter().enumerate().map(|(j, g)| this.size(*g) / this.weight(j));
+        this.alpha_max = sizes.fold(0.0, f64::max) / (this.total * settings.l1_ratio);
+        this
+    }
+
+    fn weight(&self, j: usize) -> f64 {
+        self.settings.penalty_weights.as_ref().map_or(1.0, |w| w[j])
+    }
+
+    fn size(&self, g: f64) -> f64 {
+        if self.settings.positive { g } else { g.abs() }
+    }
+
+    fn fit(&self, z: &[f64]) -> f64 {
+        let loss = self.settings.loss;
+        match self.problem.sample_weight {
+            None => self.problem.y.iter().zip(z).map(|(y, z)| loss.value(*y, *z)).sum(),
+            Some(s) => {
+                s.iter().zip(self.problem.y.iter().zip(z)).map(|(s, (y, z))| s * loss.value(*y, *z)).sum()
+            }
+        }
+    }
+
+    fn derivatives(&mut self) {
+        let loss = self.settings.loss;
+        for i in 0..self.z.len() {
+            let s = self.problem.sample_weight.map_or(1.0, |s| s[i]);
+            let (slope, curvature) = loss.derivatives(self.problem.y[i], self.z[i]);
+            (self.theta[i], self.v[i]) = (s * slope, s * curvature);
+        }
+    }
+
+    /// Makes the intercept optimal for the coefficients at hand, so that the residual sums to 0.
+    fn fit_intercept(&mut self) {
+        for _ in 0..100 {
+            self.derivatives();
+            let (g, h) = (dense::sum(&self.theta), dense::sum(&self.v));
+            let size = dense::norm_1(&self.theta);
+            if g.abs() <= 1e-15 * size || h <= 0.0 {
+                break;
+            }
+            // The logistic slope is monotone with a curvature that may be tiny: short steps.
+            let delta = (g / h).clamp(-4.0, 4.0);
+            self.intercept += delta;
+            self.z.iter_mut().for_each(|z| *z += delta);
+            if delta.abs() <= 1e-15 * (1.0 + self.intercept.abs()) {
+                break;
+            }
+        }
+    }
+
+    /// `xⱼᵀθ − λ₂ⱼwⱼ`.
+    fn gradient(&self, alive: &[usize], l2: f64) -> Vec<f64> {
+        let one = |&j: &usize| self.problem.x.column(j).dot(&self.theta) - l2 * self.weight(j) * self.w[j];
+        if alive.len() < 64 || self.problem.x.nnz() < 1 << 16 {
+            return alive.iter().map(one).collect();
+        }
+        alive.par_iter().with_min_len(16).map(one).collect()
+    }
+
+    /// `λ‖w‖₁` and `λ₂‖w‖²` with the weights of the features.
+    fn penalty(&self, l1: f64, l2: f64) -> (f64, f64) {
+        let mut sums = (0.0, 0.0);
+        for &j in &self.support {
+            let (w, o) = (self.w[j], self.weight(j));
+            sums.0 += l1 * o * w.abs();
+            sums.1 += l2 * o * w * w;
+        }
+        sums
+    }
+
+    fn certify(&self, alive: &[usize], g: &[f64], l1: f64, l2: f64) -> Certificate {
+        let largest = alive.iter().zip(g).fold(0.0_f64, |m, (j, g)| m.max(self.size(*g) / self.weight(*j)));
+        let scale = if largest > l1 { l1 / largest } else { 1.0 };
+        let (penalty, ridge) = self.penalty(l1, l2);
+        let primal = self.fit(&self.z) + penalty + 0.5 * ridge;
+        let loss = self.settings.loss;
+        let mut dual = -0.5 * scale * scale * ridge;
+        for (i, (y, t)) in self.problem.y.iter().zip(&self.theta).enumerate() {
+            let s = self.problem.sample_weight.map_or(1.0, |s| s[i]);
+            if s > 0.0 {
+                dual += s * loss.dual(*y, t / s, scale);
+            }
+        }
+        Certificate { primal, gap: primal - dual, scale }
+    }
+
+    /// Gram matrix of the columns under the curvature, with the intercept eliminated, and `Xᵀv`.
+    fn hessian(&self, set: &[usize]) -> (Vec<f64>, Vec<f64>, f64) {
+        let (m, n) = (set.len(), self.z.len());
+        let x = self.problem.x;
+        let rows: Vec<(Vec<f64>, f64)> = set
+            .par_iter()
+            .enumerate()
+            .map_init(
+                || vec![0.0; n],
+                |buffer, (a, &j)| {
+                    let column = x.column(j);
+                    match column {
+                        Column::Dense(c) => {
+                            buffer.iter_mut().zip(c.iter().zip(&self.v)).for_each(|(b, (c, v))| *b = c * v);
+                        }
+                        Column::Sparse(i, c) => {
+                            i.iter().zip(c).for_each(|(i, c)| buffer[*i as usize] = c * self.v[*i as usize]);
+                        }
+                    }
+                    let row = set[..=a].iter().map(|k| x.column(*k).dot(buffer)).collect();
+                    if let Column::Sparse(i, _) = column {
+                        i.iter().for_each(|i| buffer[*i as usize] = 0.0);
+                    }
+                    (row, column.dot(&self.v))
+                },
+            )
+            .collect();
+        let sums: Vec<f64> = rows.iter().map(|r| r.1).collect();
+        let total = dense::sum(&self.v);
+        let centre = self.settings.fit_intercept && total > 0.0;
+        let mut gram = vec![0.0; m * m];
+        for (a, (row, _)) in rows.iter().enumerate() {
+            for (b, v) in row.iter().enumerate() {
+                let v = if centre { v - sums[a] * sums[b] / total } else { *v };
+                // What centring leaves of a constant column is rounding.
+                let v = if a == b && v <= row[a] * 1e-13 { 0.0 } else { v };
+                gram[a * m + b] = v;
+                gram[b * m + a] = v;
+            }
+        }
+        (gram, sums, total)
+    }
+
+    /// One step on `set`: returns the decrease that the model predicted, 0 when none was possible.
+    fn step(&mut self, set: &[usize], l1: f64, l2: f64, target: f64) -> f64 {
+        self.derivatives();
+        let (gram, sums, total) = self.hessian(set);
+        let slope = if self.settings.fit_intercept { dense::sum(&self.theta) } else { 0.0 };
+        let plain: Vec<f64> = set.iter().map(|j| self.problem.x.column(*j).dot(&self.theta)).collect();
+        let centre = self.settings.fit_intercept && total > 0.0;
+        let c = (0..set.len()).map(|a| if centre { plain[a] - sums[a] * slope / total } else { plain[a] });
+        let mut quad = Quadratic::whole(gram, c.collect());
+        quad.positive = self.settings.positive;
+        for (a, &j) in set.iter().enumerate() {
+            quad.w[a] = self.w[j];
+            quad.l1[a] = l1 * self.weight(j);
+            quad.l2[a] = l2 * self.weight(j);
+        }
+        let slots: Vec<usize> = (0..set.len()).collect();
+        quad.descend(&slots, target, 500);
+        let d: Vec<f64> = set.iter().zip(&quad.w).map(|(j, w)| w - self.w[*j]).collect();
+        let db = if centre { (slope - dense::dot(&sums, &d)) / total } else { 0.0 };
+        let mut along = vec![db; self.z.len()];
+        for (&j, &d) in set.iter().zip(&d) {
+            if d != 0.0 {
+                self.problem.x.column(j).add_to(d, &mut along);
+            }
+        }
+        let old: Vec<f64> = set.iter().map(|j| self.w[*j]).collect();
+        let penalty = |t: f64| -> f64 {
+            let at = |a: usize| old[a] + t * d[a];
+            (0..set.len()).map(|a| quad.l1[a] * at(a).abs() + 0.5 * quad.l2[a] * at(a).powi(2)).sum()
+        };
+        let start = penalty(0.0);
+        let predicted = -slope * db - dense::dot(&plain, &d) + penalty(1.0) - start;
+        let before = self.fit(&self.z) + start;
+        // Near the end the decrease drowns in the rounding of the objective while the gradient still
+        // improves: a full step that changes the objective by no more than that is taken.
+        let rounding = 1e-14 * before.abs();
+        if predicted.is_nan() || predicted > rounding {
+            return 0.0;
+        }
+        let (mut t, mut z) = (1.0, self.z.clone());
+        for _ in 0..40 {
+            z.iter_mut().zip(self.z.iter().zip(&along)).for_each(|(z, (a, b))| *z = a + t * b);
+            let value = self.fit(&z) + penalty(t);
+            if value.is_finite() && value <= before + 1e-4 * t * predicted + rounding {
+                self.z = z;
+                self.intercept += t * db;
+                for (a, &j) in set.iter().enumerate() {
+                    let full = t.total_cmp(&1.0).is_eq();
+                    self.w[j] = if full { quad.w[a] } else { old[a] + t * d[a] };
+                }
+                return (-predicted).max(0.0);
+            }
+            t *= 0.5;
+        }
+        0.0
+    }
+}
+
+impl Engine for Newton<'_> {
+    fn alpha_max(&self) -> f64 {
+        self.alpha_max
+    }
+
+    fn start_at(&mut self, point: &Coefficients) {
+        for (&j, &v) in point.indices.iter().zip(&point.values) {
+            let v = if self.settings.positive { v.max(0.0) } else { v };
+            if v != 0.0 {
+                self.problem.x.column(j).add_to(v, &mut self.z);
+                self.w[j] = v;
+                self.support.push(j);
+            }
+        }
+        if self.settings.fit_intercept {
+            let delta = point.intercept - self.intercept;
+            self.intercept = point.intercept;
+            self.z.iter_mut().for_each(|z| *z += delta);
+        }
+    }
+
+    fn solve(&mut self, step: Step, monitor: &mut Monitor<'_>) -> Result<Solution<Coefficients>, SolveError> {
+        let begin = monitor.seconds();
+        let total = self.total;
+        let l1 = step.alpha * total * self.settings.l1_ratio;
+        let l2 = step.alpha * total * (1.0 - self.settings.l1_ratio);
+        let tolerance = self.settings.tolerance * self.reference;
+        let mut alive: Vec<usize> = (0..self.w.len()).filter(|j| self.norms_sq[*j] > 0.0).collect();
+        let mut target = 0.1 * tolerance;
+        let mut strong = (2.0 * step.alpha - step.previous).max(0.0) * total * self.settings.l1_ratio;
+        let (mut trace, mut iterations, mut best_gap, mut stuck) = (vec![], 0, f64::INFINITY, 0);
+        let mut seen = vec![false; self.w.len()];
+        let (status, certificate) = loop {
+            if self.settings.fit_intercept {
+                self.fit_intercept();
+            }
+            self.derivatives();
+            let g = self.gradient(&alive, l2);
+            let certificate = self.certify(&alive, &g, l1, l2);
+            if !certificate.gap.is_finite() {
+                return Err(SolveError::breakdown(
+                    "proximal Newton",
+                    "the objective overflowed",
+                    "scale the columns of x",
+                ));
+            }
+            let observed =
+                monitor.record(&mut trace, iterations, certificate.primal / total, certificate.gap / total);
+            if certificate.gap <= tolerance {
+                break (Status::Converged, certificate);
+            }
+            if let ControlFlow::Break(status) = observed {
+                break (status, certificate);
+            }
+            if iterations >= self.settings.max_iterations {
+                break (Status::MaxIterations, certificate);
+            }
+            stuck = if certificate.gap < 0.9 * best_gap { 0 } else { stuck + 1 };
+            best_gap = best_gap.min(certificate.gap);
+            if stuck >= 10 {
+                break (Status::Stalled, certificate);
+            }
+            let smooth =
+                (self.largest_weight * self.settings.loss.smoothness()).max(if l2 > 0.0 { 1.0 } else { 0.0 });
+            let radius = (2.0 * smooth * certificate.gap.max(0.0)).sqrt();
+            let mut set = self.support.clone();
+            set.iter().for_each(|j| seen[*j] = true);
+            let mut wanted: Vec<(f64, usize)> = vec![];
+            let mut kept = Vec::with_capacity(alive.len());
+            for (&j, &g) in alive.iter().zip(&g) {
+                let (o, size) = (self.weight(j), self.size(g));
+                let norm = (self.norms_sq[j] + l2 * o).sqrt();
+                if certificate.scale * size + norm * radius < l1 * o && self.w[j] == 0.0 {
+                    continue;
+                }
+                kept.push(j);
+                if !seen[j] && size > strong * o {
+                    wanted.push(((l1 * o - size) / norm, j));
+                }
+            }
+            self.support.iter().for_each(|j| seen[*j] = false);
+            alive = kept;
+            let most = (2 * set.len()).max(10);
+            if wanted.len() > most {
+                wanted.select_nth_unstable_by(most, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+                wanted.truncate(most);
+            }
+            let found = wanted.iter().any(|w| w.0 < 0.0);
+            set.extend(wanted.iter().map(|w| w.1));
+            set.sort_unstable();
+            if !found && iterations > 0 {
+                target *= 0.03;
+            }
+            // While features are still missing, a rough solution does.
+            let rough = if found { target.max(0.03 * certificate.gap) } else { target };
+            for _ in 0..20 {
+                if self.step(&set, l1, l2, 0.01 * rough) <= rough {
+                    break;
+                }
+            }
+            strong = l1;
+            self.support = set.into_iter().filter(|j| self.w[*j] != 0.0).collect();
+            iterations += 1;
+        };
+        let x = Coefficients::from_dense(&self.w, self.intercept);
+        let gap = certificate.gap.max(0.0) / total;
+        Ok(Solution {
+            x,
+            status,
+            objective: certificate.primal / total,
+            residuals: vec![Residual { name: "duality gap", value: gap }],
+            iterations,
+            trace,
+            seconds: monitor.seconds() - begin,
+        })
+    }
+}

@@ -1,0 +1,18 @@
+//! The published methods of this crate, one module each.
+
+pub mod block_coordinate_descent;
+
+use rarefy_sparsity::MethodInfo;
+
+/// All methods of this crate, by slug.
+pub const METHODS: &[MethodInfo] = &[block_coordinate_descent::INFO];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_in_slug_order() {
+        assert!(METHODS.windows(2).all(|w| w[0].slug < w[1].slug));
+    }
+}
