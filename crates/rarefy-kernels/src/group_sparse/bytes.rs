@@ -340,7 +340,7 @@ impl Packed {
                 let zeros = zeros.map_or(EIGHT.as_ptr(), |zeros| zeros.add(4 * h));
                 let weights = L::nibble_weights(codes.add(64 * h), zeros);
                 for (half, w) in weights.into_iter().enumerate() {
-                    for t in 0..N {
+                    for (t, parts) in parts.iter_mut().enumerate() {
                         let (x, p) = (x.add(t * cols), places.add(8 * h + 4 * half));
                         // Volatile reads: otherwise the compiler gathers the places in a vector and spends three times as
                         // long to take them out again.
@@ -348,7 +348,7 @@ impl Packed {
                         let b = x.add(8 * usize::from(p.add(1).read_volatile()));
                         let c = x.add(8 * usize::from(p.add(2).read_volatile()));
                         let d = x.add(8 * usize::from(p.add(3).read_volatile()));
-                        parts[t][2 * h + half] = L::dot_groups(w, [a, b, c, d]);
+                        parts[2 * h + half] = L::dot_groups(w, [a, b, c, d]);
                     }
                 }
             }
