@@ -103,6 +103,16 @@ impl<'a> Out<'a> {
             }
         }
     }
+
+    /// Adds `value` to `y[t, row]`.
+    ///
+    /// # Safety
+    /// No other task may access this place meanwhile.
+    pub(crate) unsafe fn add(&self, t: usize, row: usize, value: f32) {
+        assert!(t < self.n && row < self.rows, "the place lies in y");
+        // SAFETY: as just checked.
+        unsafe { *self.y.add(t * self.rows + row) += value };
+    }
 }
 
 #[cfg(test)]

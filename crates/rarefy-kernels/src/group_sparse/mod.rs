@@ -8,26 +8,29 @@
 //!
 //! # Roofline
 //! Per kept group of 16 in 4 bits: 8 bytes of codes, 2 of scale, 1/2 of zero point, 1/8 per *position* of bitmap (1/4 per kept group at half): 10.75
-//! bytes; and 16 products per token. Exact activations take four vector operations per group (shift, table look-up, weight, multiply-add) and five loads;
-//! activations as bytes take three, shared out over four groups, and no fewer loads of places. A core that does two vector operations per cycle at
-//! 2.6 GHz would need 0.8 and 0.6 ns per group, as much as memory takes at 14 GB/s (0.77 ns).
+//! bytes; and 16 products per token. Exact activations take four vector operations per group (shift, table look-up, weight, multiply-add) and five loads.
+//! Activations as bytes take about two and a half, because conversion and scale are paid once per block of sixteen groups, and two loads, one of a place and one
+//! of activations. Memory gives a group in 0.77 ns at 14 GB/s.
 //!
-//! Measured at 11008 x 4096, half of the groups, one token: 1.3–1.6 ns per group on one thread, 42–57 % of the read bandwidth, which is 0.9–1.0 of
-//! the speed of dense four-bit codes: **half of the groups do not pay here yet**. The machine did 1.7 G vector operations per second at that time (multiply-adds
-//! timed alone), a third of what its clock allows, and this kernel is bound by them; where they run at full rate it has not been measured.
+//! Measured at 11008 x 4096, half of the groups, one token, one thread, activations as bytes: 0.80 ns per group from the second-level cache and 0.97 ns from memory
+//! (0.80 of the read rate, a busy machine) where a loop runs nothing else; between other kernels 1.04–1.4 ns, which is 1.0–1.35 of the speed of dense
+//! four-bit codes where the bytes would allow 1.7. Each further token repeats the gathering of activations, six of ten operations, so at eight
+//! tokens dense four-bit codes are faster.
 //!
 //! # Accuracy
 //! [`Activations::Exact`] differs from the product of the decoded weights by rounding in f32. [`Activations::Int8`] rounds each token with *one* scale
 //! (a scale per group would have to be gathered for each kept group): an error of at most `max |x| / 253.9 · Σ |ŵ|`, so one outlier among the activations coarsens
 //! all of them. A NaN or an infinity makes every output of its token NaN there; exactly, it reaches only the rows that keep its group.
 
+mod bytes;
 mod inner;
 
-use rarefy_sparsity::formats::quantised::{Columns, GroupSparse, ScaleType, Scales};
+use std::ops::Range;
+
+use rarefy_sparsity::formats::quantised::{Columns, GroupSparse, Scales};
 
 use crate::rows::{self, Out};
 use crate::{Activations, AlignedBuf, Isa, KernelError, LinearKernel};
-use inner::{Call, Input};
 
 /// Kept groups between two cuts of the flat list.
 pub(crate) const SEGMENT: usize = 512;
@@ -41,16 +44,6 @@ pub enum Balance {
     Groups,
     /// Equal numbers of rows: the plain split, to compare with. The same bits.
     Rows,
-}
-
-impl<'a> Input<'a> {
-    fn tokens(self, cols: usize, tokens: std::ops::Range<usize>) -> Input<'a> {
-        let range = tokens.start * cols..tokens.end * cols;
-        match self {
-            Input::Numbers(x) => Input::Numbers(&x[range]),
-            Input::Bytes(x) => Input::Bytes(&x[range]),
-        }
-    }
 }
 
 /// Where the kept groups of a row stand.
@@ -70,44 +63,50 @@ pub struct SparseGroups {
     fixed_zero: Option<u8>,
     wide_scales: bool,
     kept: usize,
-    /// With activations as bytes: `128 Σ s Σ (q − z)` of each row; empty otherwise.
-    shifts: Vec<f32>,
-    exact: bool,
     row_index: Vec<u32>,
     places: Places,
-    codes: AlignedBuf<u8>,
-    scales: AlignedBuf<u8>,
-    zeros: AlignedBuf<u8>,
+    store: Store,
+}
+
+/// Codes, scales and zero points.
+#[derive(Debug, Clone)]
+enum Store {
+    /// As the format has them; four-bit codes in the order of the lanes.
+    Exact { codes: AlignedBuf<u8>, scales: AlignedBuf<u8>, zeros: AlignedBuf<u8> },
+    /// For activations as bytes. `shifts`: `128 Σ s Σ (q − z)` of each row.
+    Bytes { packed: bytes::Packed, shifts: Vec<f32> },
 }
 
 impl SparseGroups {
     /// Takes the arrays of `matrix` over; four-bit codes are put into the order of the lanes.
     ///
     /// # Errors
-    /// [`KernelError::Unsupported`] for [`Activations::Int8`] with other than four bits, groups of 16 and f16 scales.
+    /// [`KernelError::Unsupported`] for [`Activations::Int8`] with other than four bits, groups of 16 and f16 scales, or with more than
+    /// 2^19 columns.
     pub fn new(matrix: &GroupSparse, activations: Activations) -> Result<Self, KernelError> {
         let (q, parts) = (matrix.settings(), matrix.parts());
-        let exact = activations == Activations::Exact;
-        if !exact && (q.bits, q.group, q.scales) != (4, 16, ScaleType::F16) {
-            let what =
-                "eight-bit activations need four-bit codes in groups of 16 with f16 scales; take exact ones";
-            return Err(KernelError::Unsupported { kernel: "sparse-groups-int4", what });
-        }
         let padded = |source: &[u8]| {
             let mut out = AlignedBuf::zeroed(source.len() + PAD);
             out.as_mut_slice()[..source.len()].copy_from_slice(source);
             out
         };
-        let mut codes = padded(&parts.values);
-        if q.bits == 4 && exact {
-            let len = parts.values.len();
-            for group in codes.as_mut_slice()[..len].chunks_exact_mut(q.code_bytes(q.group)) {
-                group.chunks_exact_mut(8).for_each(interleave);
+        let store = if activations == Activations::Exact {
+            let mut codes = padded(&parts.values);
+            if q.bits == 4 {
+                let len = parts.values.len();
+                for group in codes.as_mut_slice()[..len].chunks_exact_mut(q.code_bytes(q.group)) {
+                    group.chunks_exact_mut(8).for_each(interleave);
+                }
             }
-        }
-        let scales = match parts.scales.as_ref() {
-            Scales::F16(v) => padded(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
-            Scales::F32(v) => padded(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+            let scales = match parts.scales.as_ref() {
+                Scales::F16(v) => padded(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+                Scales::F32(v) => padded(&v.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+            };
+            Store::Exact { codes, scales, zeros: padded(&parts.zeros) }
+        } else {
+            let what = "eight-bit activations need four-bit codes in groups of 16, f16 scales and at most 2^19 columns; take exact ones";
+            let unsupported = KernelError::Unsupported { kernel: "sparse-groups-int4", what };
+            Store::Bytes { packed: bytes::Packed::new(matrix).ok_or(unsupported)?, shifts: shifts(matrix) }
         };
         let places = match parts.columns.as_ref() {
             Columns::Bitmap(b) => Places::Bitmap(AlignedBuf::from_slice(b)),
@@ -121,13 +120,9 @@ impl SparseGroups {
             fixed_zero: q.fixed_zero(),
             wide_scales: matches!(parts.scales.as_ref(), Scales::F32(_)),
             kept: matrix.kept(),
-            shifts: if exact { Vec::new() } else { shifts(matrix) },
-            exact,
             row_index: parts.row_index.to_vec(),
             places,
-            codes,
-            scales,
-            zeros: padded(&parts.zeros),
+            store,
         })
     }
 
@@ -174,99 +169,113 @@ impl SparseGroups {
             return Ok(());
         }
         let no_vnni = isa == Isa::Avx512 && !crate::cpu_features().avx512vnni;
-        let isa = if !self.exact && no_vnni { Isa::Avx2 } else { isa };
+        let isa = if self.shifts().is_some() && no_vnni { Isa::Avx2 } else { isa };
         let (slots, rest) = scratch.split_at_mut(n * self.segments());
         let (steps, copy) = rest.split_at_mut(n);
-        let x = if self.exact {
-            Input::Numbers(aligned(x, copy))
-        } else {
-            Input::Bytes(pack_bytes(x, self.cols, steps, copy))
+        let x = match &self.store {
+            Store::Exact { codes, scales, zeros } => {
+                Input::Numbers(inner::Call { m: self, codes, scales, zeros, isa, x: aligned(x, copy), n })
+            }
+            Store::Bytes { packed, .. } => {
+                let x = pack_bytes(x, self.cols, steps, copy);
+                Input::Bytes(bytes::Call { m: self, packed, isa, x, n })
+            }
         };
         // Rows without groups are in no segment.
         y.fill(0.0);
         let products = self.kept.saturating_mul(self.group).saturating_mul(n);
         match balance {
             Balance::Groups => {
-                {
-                    let (y, slots) = (Out::new(y, self.rows), Out::new(slots, self.segments() * n));
-                    let tasks = rows::tasks(products, self.segments());
-                    rows::for_tasks(tasks, |task| {
-                        let mut list = inner::List::new();
-                        for s in rows::share(self.segments(), task, tasks) {
-                            let groups = s * SEGMENT..self.kept.min((s + 1) * SEGMENT);
-                            inner::segment(
-                                &Call { m: self, isa, x, n },
-                                groups,
-                                0..self.rows,
-                                &mut list,
-                                |row, begins, t, sum| {
-                                    // SAFETY: the row begins in this segment, which belongs to one task; or else it is the
-                                    // segment's first, and the slot is the segment's own.
-                                    unsafe {
-                                        if begins {
-                                            y.write(t, row, &[sum]);
-                                        } else {
-                                            slots.write(0, s * n + t, &[sum]);
-                                        }
-                                    }
-                                },
-                            );
+                let tasks = rows::tasks(products, self.segments());
+                let (out, later) = (Out::new(y, self.rows), Out::new(slots, self.segments() * n));
+                rows::for_tasks(tasks, |task| {
+                    let mine = rows::share(self.segments(), task, tasks);
+                    x.run(mine, 0..self.rows, &mut |s, row, begins, t, sum| {
+                        // SAFETY: the row begins in this segment, which belongs to one task; or else it is the segment's
+                        // first, and the slot is the segment's own.
+                        unsafe {
+                            if begins {
+                                out.write(t, row, &[sum]);
+                            } else {
+                                later.write(0, s * n + t, &[sum]);
+                            }
                         }
                     });
-                }
+                });
+                let mut row = 0;
                 for s in 1..self.segments() {
-                    let row = self.row_of(s * SEGMENT);
+                    row = self.row_from(row, s * SEGMENT);
                     if (self.row_index[row] as usize) < s * SEGMENT {
                         (0..n).for_each(|t| y[t * self.rows + row] += slots[s * n + t]);
                     }
                 }
             }
             Balance::Rows => {
-                let out = Out::new(y, self.rows);
                 let tasks = rows::tasks(products, self.rows);
+                let out = Out::new(y, self.rows);
                 rows::for_tasks(tasks, |task| {
-                    let mut list = inner::List::new();
-                    for row in rows::share(self.rows, task, tasks) {
-                        let (begin, end) = (self.row_index[row] as usize, self.row_index[row + 1] as usize);
-                        let mut sums = [0.0f32; 32];
-                        for tokens in rows::passes(n, sums.len()) {
-                            let x = x.tokens(self.cols, tokens.clone());
-                            let mut at = begin;
-                            while at < end {
-                                let stop = end.min((at / SEGMENT + 1) * SEGMENT);
-                                inner::segment(
-                                    &Call { m: self, isa, x, n: tokens.len() },
-                                    at..stop,
-                                    row..row + 1,
-                                    &mut list,
-                                    |_, begins, t, sum| {
-                                        sums[t] = if begins { sum } else { sums[t] + sum };
-                                    },
-                                );
-                                at = stop;
-                            }
-                            if begin < end {
-                                for (i, t) in tokens.enumerate() {
-                                    // SAFETY: each row belongs to one task.
-                                    unsafe { out.write(t, row, &sums[i..=i]) };
-                                }
-                            }
-                        }
+                    let mine = rows::share(self.rows, task, tasks);
+                    let groups = self.row_index[mine.start] as usize..self.row_index[mine.end] as usize;
+                    if groups.is_empty() {
+                        return;
                     }
+                    let segments = groups.start / SEGMENT..groups.end.div_ceil(SEGMENT);
+                    // SAFETY: each row belongs to one task.
+                    x.run(segments, mine, &mut |_, row, begins, t, sum| unsafe {
+                        if begins {
+                            out.write(t, row, &[sum]);
+                        } else {
+                            out.add(t, row, sum);
+                        }
+                    });
                 });
             }
         }
-        if !self.exact {
+        if let Some(shifts) = self.shifts() {
             for (y, step) in y.chunks_exact_mut(self.rows).zip(steps) {
-                y.iter_mut().zip(&self.shifts).for_each(|(y, shift)| *y = (*y - shift) * *step);
+                y.iter_mut().zip(shifts).for_each(|(y, shift)| *y = (*y - shift) * *step);
             }
         }
         Ok(())
     }
 
+    fn shifts(&self) -> Option<&[f32]> {
+        match &self.store {
+            Store::Exact { .. } => None,
+            Store::Bytes { shifts, .. } => Some(shifts),
+        }
+    }
+
+    /// The row of a kept group, which is `row` or a later one. A binary search for each segment took a fifth of the time of a product.
+    fn row_from(&self, mut row: usize, group: usize) -> usize {
+        while self.row_index[row + 1] as usize <= group {
+            row += 1;
+        }
+        row
+    }
+
     /// The row of a kept group.
     fn row_of(&self, group: usize) -> usize {
         self.row_index.partition_point(|i| *i as usize <= group) - 1
+    }
+}
+
+/// A call with either kind of activations.
+enum Input<'a> {
+    Numbers(inner::Call<'a>),
+    Bytes(bytes::Call<'a>),
+}
+
+/// Gets `(segment, row, whether the row begins there, token, sum)`.
+type Sink<'s> = dyn FnMut(usize, usize, bool, usize, f32) + 's;
+
+impl Input<'_> {
+    /// The sums of the rows in `rows` over each of `segments`.
+    fn run(&self, segments: Range<usize>, rows: Range<usize>, sink: &mut Sink<'_>) {
+        match self {
+            Input::Numbers(call) => inner::run(call, segments, rows, sink),
+            Input::Bytes(call) => bytes::run(call, segments, rows, sink),
+        }
     }
 }
 
@@ -288,8 +297,7 @@ fn shifts(matrix: &GroupSparse) -> Vec<f32> {
         .collect()
 }
 
-/// Each token as bytes `128 + round(x · (127 / max |x|))`, in groups of 16 first the even and then the odd columns; `steps[t] = max |x| / 127`, or NaN
-/// when a number is not finite. `room` has 15 elements more than the bytes fill.
+/// Each token as bytes `128 + round(x · (127 / max |x|))`; `steps[t] = max |x| / 127`, or NaN when a number is not finite. `room` has 15 elements more than the bytes fill.
 fn pack_bytes<'a>(x: &[f32], cols: usize, steps: &mut [f32], room: &'a mut [f32]) -> &'a [u8] {
     /// Adding it rounds a number below 2^22 to an integer in the low bits, halves to even.
     const ROUND: f32 = 12_582_912.0;
@@ -307,11 +315,7 @@ fn pack_bytes<'a>(x: &[f32], cols: usize, steps: &mut [f32], room: &'a mut [f32]
             m => (m / 127.0, 127.0 / m),
         };
         let byte = |v: f32| ((v * inverse + ROUND).to_bits() as u8).wrapping_add(128);
-        for (from, to) in line.chunks_exact(16).zip(bytes[t * cols..(t + 1) * cols].chunks_exact_mut(16)) {
-            for i in 0..8 {
-                (to[i], to[8 + i]) = (byte(from[2 * i]), byte(from[2 * i + 1]));
-            }
-        }
+        bytes[t * cols..(t + 1) * cols].iter_mut().zip(line).for_each(|(to, v)| *to = byte(*v));
     }
     bytes
 }
@@ -338,18 +342,22 @@ impl LinearKernel for SparseGroups {
             Places::Bitmap(b) => b.bytes(),
             Places::Index(i) => i.bytes(),
         };
-        self.row_index.len() * 4 + places + self.codes.bytes() + self.scales.bytes() + self.zeros.bytes()
+        let store = match &self.store {
+            Store::Exact { codes, scales, zeros } => codes.bytes() + scales.bytes() + zeros.bytes(),
+            Store::Bytes { packed, shifts } => packed.bytes() + shifts.len() * 4,
+        };
+        self.row_index.len() * 4 + places + store
     }
     fn name(&self) -> &'static str {
-        match (self.bits, self.exact) {
-            (4, true) => "sparse-groups-int4-exact",
-            (4, false) => "sparse-groups-int4",
+        match (self.bits, &self.store) {
+            (_, Store::Bytes { .. }) => "sparse-groups-int4",
+            (4, _) => "sparse-groups-int4-exact",
             _ => "sparse-groups-int8-exact",
         }
     }
     /// The fix-up slots, one per segment and token, a scale per token, and an aligned copy of `x` or its bytes.
     fn scratch_len(&self, n: usize) -> usize {
-        let copy = if self.exact { self.cols } else { self.cols / 4 };
+        let copy = if self.shifts().is_none() { self.cols } else { self.cols / 4 };
         n.saturating_mul(self.segments().saturating_add(copy + 1)).saturating_add(15)
     }
     fn forward(&self, x: &[f32], n: usize, y: &mut [f32], scratch: &mut [f32]) -> Result<(), KernelError> {

@@ -243,44 +243,56 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn unpack(p: *const u8, out: *mut u8) {
+    unsafe fn fma_where(lanes: u16, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         unsafe {
-            let v = _mm_loadl_epi64(p.cast());
-            let nibbles = _mm_and_si128(_mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v)), _mm_set1_epi8(15));
-            _mm_storeu_si128(out.cast(), nibbles);
+            let bits = _mm256_set_epi32(128, 64, 32, 16, 8, 4, 2, 1);
+            both!(|i| {
+                let here = _mm256_and_si256(_mm256_set1_epi32(i32::from(lanes) >> (8 * i)), bits);
+                let mask = _mm256_castsi256_ps(_mm256_cmpeq_epi32(here, bits));
+                _mm256_blendv_ps(c[i], _mm256_fmadd_ps(a[i], b[i], c[i]), mask)
+            })
         }
     }
     #[inline(always)]
-    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> Self::I {
+    unsafe fn nibble_weights(codes: *const u8, zeros: *const u8) -> [Self::I; 2] {
+        unsafe {
+            let code = Self::load_i(codes);
+            let zero = both!(|i| {
+                let z = [zeros.add(2 * i).read() as i8, zeros.add(2 * i + 1).read() as i8];
+                _mm256_set_m128i(_mm_set1_epi8(z[1]), _mm_set1_epi8(z[0]))
+            });
+            let (low, high, low_zero, high_zero) =
+                (Self::low(code), Self::high(code), Self::low(zero), Self::high(zero));
+            [
+                both!(|i| _mm256_sub_epi8(low[i], low_zero[i])),
+                both!(|i| _mm256_sub_epi8(high[i], high_zero[i])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_groups(w: Self::I, x: [*const u8; 4]) -> Self::I {
         unsafe {
             both!(|i| {
-                let v = _mm_loadu_si128(codes.add(16 * i).cast());
-                let (low, high) = (
-                    _mm_and_si128(v, _mm_set1_epi8(15)),
-                    _mm_and_si128(_mm_srli_epi16::<4>(v), _mm_set1_epi8(15)),
-                );
-                let code = _mm256_set_m128i(_mm_unpackhi_epi64(low, high), _mm_unpacklo_epi64(low, high));
-                let z = [zeros.add(2 * i).read() as i8, zeros.add(2 * i + 1).read() as i8];
-                let weight =
-                    _mm256_sub_epi8(code, _mm256_set_m128i(_mm_set1_epi8(z[1]), _mm_set1_epi8(z[0])));
                 let x = _mm256_loadu2_m128i(x[2 * i + 1].cast(), x[2 * i].cast());
                 // Two products of at most 255 · 15 do not saturate 16 bits.
-                _mm256_madd_epi16(_mm256_maddubs_epi16(x, weight), _mm256_set1_epi16(1))
+                _mm256_madd_epi16(_mm256_maddubs_epi16(x, w[i]), _mm256_set1_epi16(1))
             })
         }
     }
     #[inline(always)]
-    unsafe fn spread4(p: *const f32) -> Self::F {
+    unsafe fn group_sums(parts: [Self::I; 4]) -> Self::I {
         unsafe {
+            let one = _mm256_set1_epi16(1);
             both!(|i| {
-                let (a, b) = (p.add(2 * i).read(), p.add(2 * i + 1).read());
-                _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a))
+                let a = _mm256_madd_epi16(_mm256_packs_epi32(parts[0][i], parts[1][i]), one);
+                let b = _mm256_madd_epi16(_mm256_packs_epi32(parts[2][i], parts[3][i]), one);
+                _mm256_madd_epi16(_mm256_packs_epi32(a, b), one)
             })
         }
     }
     #[inline(always)]
-    unsafe fn positions(bits: u32, base: u16, out: *mut u16) {
-        unsafe { super::portable::Portable::positions(bits, base, out) }
+    unsafe fn positions<const STEP: u16>(bits: u32, base: u16, out: *mut u16) {
+        unsafe { super::portable::Portable::positions::<STEP>(bits, base, out) }
     }
     #[inline(always)]
     unsafe fn expand(mask: u64, mut p: *const u8) -> Self::I {

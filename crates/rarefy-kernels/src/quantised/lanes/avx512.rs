@@ -174,20 +174,12 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn unpack(p: *const u8, out: *mut u8) {
-        unsafe {
-            let v = _mm_loadl_epi64(p.cast());
-            let nibbles = _mm_and_si128(_mm_unpacklo_epi8(v, _mm_srli_epi16::<4>(v)), _mm_set1_epi8(15));
-            _mm_storeu_si128(out.cast(), nibbles);
-        }
+    unsafe fn fma_where(lanes: u16, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_mask3_fmadd_ps(a, b, c, lanes) }
     }
     #[inline(always)]
-    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> __m512i {
+    unsafe fn nibble_weights(codes: *const u8, zeros: *const u8) -> [__m512i; 2] {
         unsafe {
-            let twice =
-                _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), Self::load_i(codes));
-            let shifted = _mm512_srlv_epi64(twice, _mm512_set_epi64(4, 0, 4, 0, 4, 0, 4, 0));
-            let code = _mm512_and_si512(shifted, _mm512_set1_epi8(15));
             let pick = _mm512_set_epi64(
                 0x0303_0303_0303_0303,
                 0x0303_0303_0303_0303,
@@ -199,27 +191,43 @@ impl Lanes for Avx512 {
                 0,
             );
             let zero = _mm512_shuffle_epi8(_mm512_set1_epi32(zeros.cast::<i32>().read_unaligned()), pick);
-            let [a, b, c, d] = x.map(|p| _mm_loadu_si128(p.cast()));
+            let code = Self::load_i(codes);
+            [
+                _mm512_sub_epi8(Self::low(code), Self::low(zero)),
+                _mm512_sub_epi8(Self::high(code), Self::high(zero)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_groups(w: __m512i, x: [*const u8; 4]) -> __m512i {
+        unsafe {
+            // Written out: a `map` over the four is compiled as a call without the instruction set.
+            let (a, b) = (_mm_loadu_si128(x[0].cast()), _mm_loadu_si128(x[1].cast()));
+            let (c, d) = (_mm_loadu_si128(x[2].cast()), _mm_loadu_si128(x[3].cast()));
             let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
             let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d);
             let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
-            _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, _mm512_sub_epi8(code, zero))
+            _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, w)
         }
     }
     #[inline(always)]
-    unsafe fn spread4(p: *const f32) -> __m512 {
+    unsafe fn group_sums(parts: [__m512i; 4]) -> __m512i {
         unsafe {
-            let pick = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-            _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), pick)
+            // Sums of two are at most 30 600: 16 bits hold them.
+            let one = _mm512_set1_epi16(1);
+            let a = _mm512_madd_epi16(_mm512_packs_epi32(parts[0], parts[1]), one);
+            let b = _mm512_madd_epi16(_mm512_packs_epi32(parts[2], parts[3]), one);
+            _mm512_madd_epi16(_mm512_packs_epi32(a, b), one)
         }
     }
     #[inline(always)]
-    unsafe fn positions(bits: u32, base: u16, out: *mut u16) {
+    unsafe fn positions<const STEP: u16>(bits: u32, base: u16, out: *mut u16) {
         unsafe {
             let count = _mm512_set_epi16(
                 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8,
                 7, 6, 5, 4, 3, 2, 1, 0,
             );
+            let count = if STEP == 2 { _mm512_slli_epi16::<1>(count) } else { count };
             let all = _mm512_add_epi16(count, _mm512_set1_epi16(base as i16));
             // Compressed in a register and stored whole: a compressing store is slow on some CPUs.
             _mm512_storeu_si512(out.cast(), _mm512_maskz_compress_epi16(bits, all));

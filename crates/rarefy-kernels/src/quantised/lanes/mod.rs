@@ -69,16 +69,18 @@ pub(crate) trait Lanes {
     unsafe fn load_low8(p: *const f32) -> Self::F;
     /// Eight bytes: lane `i` is nibble `i`, low nibbles first.
     unsafe fn nibbles_in_order(p: *const u8) -> Self::I;
-    /// Eight bytes to sixteen: nibble `i`, low nibbles first.
-    unsafe fn unpack(p: *const u8, out: *mut u8);
-    /// Four groups of 16: lane `4 i + j` is the sum of four products of group `i`, whose weights are the nibbles of its 8 bytes at `codes`
-    /// minus the byte `zeros[i] < 16`, and whose activations are the 16 unsigned bytes at `x[i]`: first those of the low nibbles, then those
-    /// of the high ones. 64 bytes at `codes` are readable.
-    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> Self::I;
-    /// Four numbers: lane `4 i + j` is number `i`.
-    unsafe fn spread4(p: *const f32) -> Self::F;
-    /// Appends `base + i` for each set bit `i`, ascending. Up to 64 bytes are written at `out`.
-    unsafe fn positions(bits: u32, base: u16, out: *mut u16);
+    /// `a * b + c` in the lanes whose bit of `lanes` is set, `c` in the others.
+    unsafe fn fma_where(lanes: u16, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The signed bytes of eight groups of 16, four in each result, from 64 bytes of codes: the low nibbles are those of the first four groups, the
+    /// high ones those of the others. From every code its group's zero point is taken away, a nibble of the four bytes at `zeros` placed the same way.
+    unsafe fn nibble_weights(codes: *const u8, zeros: *const u8) -> [Self::I; 2];
+    /// Four groups of 16: lane `4 i + j` is the sum of four products of group `i`, bytes `4 j` to `4 j + 3`: signed ones of `w`, from −15 to 15, and
+    /// unsigned ones at `x[i]`.
+    unsafe fn dot_groups(w: Self::I, x: [*const u8; 4]) -> Self::I;
+    /// Lane `4 i + j` is the sum of the lanes `4 i` to `4 i + 3` of `parts[j]`, whose lanes are at most 15 300 in size.
+    unsafe fn group_sums(parts: [Self::I; 4]) -> Self::I;
+    /// Appends `base + STEP i` for each set bit `i`, ascending; `STEP` is 1 or 2. Up to 64 bytes are written at `out`.
+    unsafe fn positions<const STEP: u16>(bits: u32, base: u16, out: *mut u16);
     /// The next of the bytes at `p` for each set bit, ascending, and 128 for each clear one. 64 bytes at `p` are readable.
     unsafe fn expand(mask: u64, p: *const u8) -> Self::I;
     /// Asks for the line `ahead` bytes from `p` on; never faults.

@@ -155,33 +155,37 @@ impl Lanes for Portable {
         each(|i| u32::from(bytes[i / 2] >> (i % 2 * 4) & 0xf))
     }
     #[inline(always)]
-    unsafe fn unpack(p: *const u8, out: *mut u8) {
-        let bytes = unsafe { read::<8>(p) };
-        let nibbles: [u8; 16] = std::array::from_fn(|i| bytes[i / 2] >> (i % 2 * 4) & 0xf);
-        unsafe { out.cast::<[u8; 16]>().write_unaligned(nibbles) };
+    unsafe fn fma_where(lanes: u16, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        each(|i| if lanes >> i & 1 == 1 { a[i] * b[i] + c[i] } else { c[i] })
     }
     #[inline(always)]
-    unsafe fn four_groups(codes: *const u8, zeros: *const u8, x: [*const u8; 4]) -> [u32; 16] {
-        let (codes, zeros) = unsafe { (read::<32>(codes), read::<4>(zeros)) };
-        let x = x.map(|x| unsafe { read::<16>(x) });
-        each(|lane| {
-            let (i, j) = (lane / 4, lane % 4);
-            let product = |b: usize| {
-                let code = codes[8 * i + b % 8] >> (b / 8 * 4) & 0xf;
-                (i32::from(code) - i32::from(zeros[i])) * i32::from(x[i][b])
-            };
-            (4 * j..4 * j + 4).map(product).sum::<i32>() as u32
+    unsafe fn nibble_weights(codes: *const u8, zeros: *const u8) -> [[u32; 16]; 2] {
+        let (codes, zeros) = unsafe { (read::<64>(codes), read::<4>(zeros)) };
+        [0, 4].map(|shift| {
+            each(|lane| {
+                let zero = zeros[lane / 4] >> shift & 0xf;
+                let weight = |b: usize| (codes[4 * lane + b] >> shift & 0xf).wrapping_sub(zero);
+                u32::from_le_bytes([weight(0), weight(1), weight(2), weight(3)])
+            })
         })
     }
     #[inline(always)]
-    unsafe fn spread4(p: *const f32) -> [f32; 16] {
-        each(|i| unsafe { p.add(i / 4).read() })
+    unsafe fn dot_groups(w: [u32; 16], x: [*const u8; 4]) -> [u32; 16] {
+        let x = x.map(|x| unsafe { read::<16>(x) });
+        each(|lane| {
+            let product = |(b, w): (usize, u8)| i32::from(w as i8) * i32::from(x[lane / 4][lane % 4 * 4 + b]);
+            w[lane].to_le_bytes().into_iter().enumerate().map(product).sum::<i32>() as u32
+        })
     }
     #[inline(always)]
-    unsafe fn positions(mut bits: u32, base: u16, out: *mut u16) {
+    unsafe fn group_sums(parts: [[u32; 16]; 4]) -> [u32; 16] {
+        each(|lane| parts[lane % 4][lane / 4 * 4..][..4].iter().fold(0, |sum: u32, v| sum.wrapping_add(*v)))
+    }
+    #[inline(always)]
+    unsafe fn positions<const STEP: u16>(mut bits: u32, base: u16, out: *mut u16) {
         let mut at = 0;
         while bits != 0 {
-            unsafe { out.add(at).write(base + bits.trailing_zeros() as u16) };
+            unsafe { out.add(at).write(base + STEP * bits.trailing_zeros() as u16) };
             bits &= bits - 1;
             at += 1;
         }
