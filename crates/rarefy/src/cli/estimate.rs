@@ -65,8 +65,9 @@ pub(crate) fn run(args: &EstimateArgs, context: &Context) -> CliResult {
         "check": checked.as_ref().map(|c| &c.json),
     });
     let mut text = format!(
-        "{label}: the {} linear layers of its blocks (output layer and embeddings not included), {} rows of input\n{}, {} threads; memory reads {:.1} GB/s, last-level cache {}\n",
+        "{label}: its {} linear layers{}, {} rows of input\n{}, {} threads; memory reads {:.1} GB/s, last-level cache {}\n",
         layers.iter().map(|l| l.count).sum::<usize>(),
+        if layers.iter().any(|l| !l.is_pruned) { " (the output layer stays dense)" } else { "" },
         args.batch,
         machine.cpu,
         machine.threads,
@@ -100,7 +101,7 @@ fn layers(args: &EstimateArgs) -> CliResult<(String, Vec<Layers>)> {
     }
     match parse_shape(name) {
         Ok((rows, cols)) => {
-            Ok((name.to_owned(), vec![Layers { names: "matrix".into(), rows, cols, count: 1 }]))
+            Ok((name.to_owned(), vec![Layers { names: "matrix".into(), rows, cols, count: 1, is_pruned: true }]))
         }
         Err(_) => {
             let known: Vec<&str> = ShapeName::ALL.iter().map(|s| s.name()).chain(SHAPE_NAMES).collect();
@@ -205,7 +206,7 @@ fn check(
     args: &EstimateArgs,
     context: &Context,
 ) -> CliResult<Checked> {
-    let mut largest: Vec<&Layers> = layers.iter().collect();
+    let mut largest: Vec<&Layers> = layers.iter().filter(|l| l.is_pruned).collect();
     largest.sort_by_key(|l| std::cmp::Reverse(l.rows.saturating_mul(l.cols)));
     let (mut rows, mut errors, mut broken) = (Vec::new(), Vec::new(), Vec::new());
     let mut table =

@@ -24,9 +24,11 @@ pub struct Layers {
     pub cols: usize,
     /// How many there are in the model.
     pub count: usize,
+    /// Whether they are pruned; the others count as dense weights of the same type.
+    pub is_pruned: bool,
 }
 
-/// The linear layers of the blocks of a model, by shape, in the order in which they come.
+/// The linear layers of the blocks of a model, by shape, in the order in which they come, and the output layer, which stays dense.
 #[must_use]
 pub fn layers_of(config: &ModelConfig) -> Vec<Layers> {
     let mut order: Vec<(usize, usize)> = Vec::new();
@@ -46,9 +48,12 @@ pub fn layers_of(config: &ModelConfig) -> Vec<Layers> {
     }
     let layers = |(rows, cols)| {
         let (names, count) = found.remove(&(rows, cols)).unwrap_or_default();
-        Layers { names: names.join(", "), rows, cols, count }
+        Layers { names: names.join(", "), rows, cols, count, is_pruned: true }
     };
-    order.into_iter().map(layers).collect()
+    let mut all: Vec<Layers> = order.into_iter().map(layers).collect();
+    let (rows, cols) = (config.vocab_size, config.hidden_size);
+    all.push(Layers { names: "lm_head".into(), rows, cols, count: 1, is_pruned: false });
+    all
 }
 
 /// One way to store and run the layers.
@@ -120,8 +125,8 @@ pub fn estimate(
     choices: &[Choice],
 ) -> Estimate {
     let dense = |c: &Choice| Choice { kind: rival(c.kind), sparsity: 0.0 };
-    // A kernel that cannot hold one of the shapes runs there dense, of the same type.
-    let held = |l: &Layers, c: &Choice| if c.kind.holds(l.cols) { *c } else { dense(c) };
+    // A kernel that cannot hold one of the shapes runs there dense, of the same type, as what is not pruned does.
+    let held = |l: &Layers, c: &Choice| if l.is_pruned && c.kind.holds(l.cols) { *c } else { dense(c) };
     let layer_bytes = |l: &Layers, c: &Choice| {
         let c = held(l, c);
         l.count as f64 * c.kind.bytes(l.rows, l.cols, c.sparsity)
@@ -145,7 +150,7 @@ pub fn estimate(
         let sum = |c: &Choice| -> f64 { some.iter().map(|l| ms(l, c)).sum() };
         let total = sum(c);
         let break_even = match (c.kind, some) {
-            (Kind::PanelF32 | Kind::PanelBf16 | Kind::GroupSparse { .. }, [l]) => {
+            (Kind::PanelF32 | Kind::PanelBf16 | Kind::GroupSparse { .. }, [l]) if l.is_pruned => {
                 let at = |kind, sparsity| residence(&Choice { kind, sparsity });
                 machine.break_even(c.kind, rival(c.kind), &work(l, c), &at)
             }
@@ -232,13 +237,16 @@ mod tests {
     fn layers_are_gathered_by_shape() {
         let found: Vec<(usize, usize, usize)> =
             tinyllama().iter().map(|l| (l.rows, l.cols, l.count)).collect();
-        assert_eq!(found, [(2048, 2048, 44), (256, 2048, 44), (5632, 2048, 44), (2048, 5632, 22)]);
+        let expected =
+            [(2048, 2048, 44), (256, 2048, 44), (5632, 2048, 44), (2048, 5632, 22), (32000, 2048, 1)];
+        assert_eq!(found, expected);
         assert_eq!(tinyllama()[1].names, "self_attn.k_proj, self_attn.v_proj");
     }
 
     #[test]
     fn where_memory_decides_gains_are_those_of_the_bytes() {
-        let e = estimate(&machine(1e-9), &tinyllama(), 1, 1 << 20, &choices(&[0.5, 0.7]));
+        let blocks: Vec<Layers> = tinyllama().into_iter().filter(|l| l.is_pruned).collect();
+        let e = estimate(&machine(1e-9), &blocks, 1, 1 << 20, &choices(&[0.5, 0.7]));
         let find = |kernel: &str, s: f64| {
             e.total.iter().find(|c| c.kernel == kernel && (c.sparsity - s).abs() < 1e-9).unwrap()
         };
@@ -256,8 +264,19 @@ mod tests {
     }
 
     #[test]
+    fn the_output_layer_stays_dense_and_counts() {
+        let e = estimate(&machine(1e-9), &tinyllama(), 1, 1 << 20, &choices(&[0.7]));
+        let (head, costs) = e.layers.last().unwrap();
+        assert_eq!((head.names.as_str(), head.is_pruned), ("lm_head", false));
+        assert!(costs.iter().all(|c| (c.gain - 1.0).abs() < 1e-9 && c.break_even.is_none()));
+        // So the whole model gains less than its blocks.
+        let at = |costs: &[Cost]| costs.iter().find(|c| c.kernel == "panel f32").unwrap().gain;
+        assert!(at(&e.total) < at(&e.layers[0].1) && at(&e.total) > 1.0);
+    }
+
+    #[test]
     fn a_shape_that_a_kernel_cannot_hold_counts_as_dense() {
-        let odd = [Layers { names: "up".into(), rows: 64, cols: 62, count: 3 }];
+        let odd = [Layers { names: "up".into(), rows: 64, cols: 62, count: 3, is_pruned: true }];
         let e = estimate(&machine(1e-9), &odd, 1, 0, &choices(&[0.5]));
         let find = |kernel: &str| e.total.iter().find(|c| c.kernel == kernel).unwrap();
         for (sparse, dense) in
@@ -273,7 +292,7 @@ mod tests {
 
     #[test]
     fn where_computing_decides_zeros_do_not_pay_and_that_is_said() {
-        let small = [Layers { names: "up".into(), rows: 512, cols: 192, count: 4 }];
+        let small = [Layers { names: "up".into(), rows: 512, cols: 192, count: 4, is_pruned: true }];
         let mut machine = machine(0.1);
         for k in machine.kernels.iter_mut().filter(|k| k.kernel == "2:4 f32") {
             k.unit_ns = vec![(1, 0.22)];
