@@ -97,7 +97,14 @@ pub fn write_rules(
     let key = format!("{}-{key:032x}", method.info().slug);
     // Before the work, so that a folder in the way is told at once.
     let writer = CheckpointWriter::create(out, source, OutputFormat::Dense, &key, overwrite)?;
-    let found = method.calibrate(source, calibration, seen)?;
+    let found = match method.calibrate(source, calibration, seen) {
+        Ok(found) => found,
+        Err(error) => {
+            // Nothing in it could be resumed, and it would be in the way of the next run. The first error is the one that matters.
+            let _ = writer.abandon();
+            return Err(error);
+        }
+    };
     let files = SparseFiles {
         activations: found.activations.or(before.activations),
         attention: found.attention.or(before.attention),

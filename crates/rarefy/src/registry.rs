@@ -5,7 +5,11 @@ use rarefy_sparsity::MethodInfo;
 /// The rows of all methods, family by family, in the order of their registries.
 #[must_use]
 pub fn all() -> Vec<&'static MethodInfo> {
-    rarefy_prune::METHODS.iter().map(|m| m.info).collect()
+    rarefy_prune::METHODS
+        .iter()
+        .map(|m| m.info)
+        .chain(rarefy_prune::RULE_METHODS.iter().map(|m| m.info))
+        .collect()
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ fn has_keys(value: &Value, keys: &[&str]) {
 fn methods_lists_every_method() {
     let list = json(&["methods"]);
     let slugs: Vec<&str> = list.as_array().unwrap().iter().map(|m| m["slug"].as_str().unwrap()).collect();
-    assert_eq!(slugs, ["magnitude", "wanda", "sparsegpt"]);
+    assert_eq!(slugs, ["magnitude", "wanda", "sparsegpt", "cats", "double-sparsity"]);
     has_keys(&list[0], &["name", "family", "paper", "command", "maturity", "summary", "repro", "settings"]);
     let table = succeed(&["methods"]);
     assert!(slugs.iter().all(|s| table.contains(s)));

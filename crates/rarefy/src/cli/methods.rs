@@ -1,6 +1,6 @@
 //! `rarefy methods`: the table of methods, from the registries.
 
-use rarefy_prune::METHODS;
+use rarefy_prune::{METHODS, RULE_METHODS};
 use serde_json::json;
 
 use super::{CliResult, Context};
@@ -11,27 +11,28 @@ pub(crate) struct MethodsArgs {}
 
 pub(crate) fn run(_args: &MethodsArgs, context: &Context) -> CliResult {
     if context.out.json {
-        let list: Vec<_> = METHODS
-            .iter()
-            .map(|m| {
+        let pruning = METHODS.iter().map(|m| (m.info, m.repro, (m.defaults)()));
+        let rules = RULE_METHODS.iter().map(|m| (m.info, m.repro, (m.defaults)()));
+        let list: Vec<_> = pruning
+            .chain(rules)
+            .map(|(info, repro, settings)| {
                 json!({
-                    "slug": m.info.slug,
-                    "name": m.info.name,
-                    "family": m.info.family,
-                    "paper": m.info.paper,
-                    "command": format!("rarefy {}", m.info.command),
-                    "maturity": m.info.maturity,
-                    "summary": m.info.summary,
-                    "repro": m.repro,
-                    "settings": (m.defaults)(),
+                    "slug": info.slug,
+                    "name": info.name,
+                    "family": info.family,
+                    "paper": info.paper,
+                    "command": format!("rarefy {}", info.command),
+                    "maturity": info.maturity,
+                    "summary": info.summary,
+                    "repro": repro,
+                    "settings": settings,
                 })
             })
             .collect();
         return context.out.json_value(&json!(list));
     }
     let mut table = context.out.table(&["method", "family", "command", "maturity", "what it does", "paper"]);
-    for method in METHODS {
-        let info = method.info;
+    for info in crate::registry::all() {
         table.add_row([
             info.slug,
             info.family,

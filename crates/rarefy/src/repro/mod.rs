@@ -1,5 +1,8 @@
 //! Published experiments, scaled to this machine: one file per specification.
 
+mod cats;
+mod double_sparsity;
+mod language;
 mod sparsegpt_wanda_baselines;
 
 use std::path::PathBuf;
@@ -56,6 +59,17 @@ impl Check {
         }
     }
 
+    /// `value <= most`.
+    #[must_use]
+    pub fn at_most(name: impl Into<String>, value: f64, most: f64) -> Self {
+        Self {
+            name: name.into(),
+            required: format!("<= {most}"),
+            measured: format!("{value:.4}"),
+            passed: value <= most,
+        }
+    }
+
     /// The named values rise from the first to the last. `may_equal[i]` allows value `i` and `i + 1` to be equal.
     #[must_use]
     pub fn ordered(name: impl Into<String>, values: &[(&str, f64)], may_equal: &[bool]) -> Self {
@@ -101,7 +115,8 @@ pub struct Experiment {
 }
 
 /// All experiments.
-pub const EXPERIMENTS: &[Experiment] = &[sparsegpt_wanda_baselines::EXPERIMENT];
+pub const EXPERIMENTS: &[Experiment] =
+    &[sparsegpt_wanda_baselines::EXPERIMENT, cats::EXPERIMENT, double_sparsity::EXPERIMENT];
 
 /// The experiment of a method or of a specification.
 #[must_use]
@@ -122,13 +137,14 @@ mod tests {
         assert_eq!(Check::ordered("x", &values, &[true]).required, "a <= b < c");
         assert!(!Check::ordered("x", &[("a", f64::NAN), ("b", 1.0)], &[]).passed);
         assert!(!Check::at_least("x", f64::NAN, 1.0).passed);
+        assert!(!Check::at_most("x", f64::NAN, 1.0).passed && Check::at_most("x", 1.0, 1.0).passed);
         assert!(Check::at_least("x", 1.0, 1.0).passed);
     }
 
     #[test]
     fn every_method_has_an_experiment() {
-        for method in rarefy_prune::METHODS {
-            assert!(find(method.info.slug).is_some(), "{}", method.info.slug);
+        for method in crate::registry::all() {
+            assert!(find(method.slug).is_some(), "{}", method.slug);
         }
         assert!(find("nothing").is_none());
     }
