@@ -6,7 +6,8 @@ use rarefy_sparsity::MethodInfo;
 #[must_use]
 pub fn all() -> Vec<&'static MethodInfo> {
     let pruning = rarefy_prune::METHODS.iter().map(|m| m.info);
-    pruning.chain(rarefy_kernels::methods::METHODS.iter().copied()).collect()
+    let rules = rarefy_prune::RULE_METHODS.iter().map(|m| m.info);
+    pruning.chain(rules).chain(rarefy_kernels::methods::METHODS.iter().copied()).collect()
 }
 
 #[cfg(test)]

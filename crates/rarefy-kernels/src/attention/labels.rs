@@ -35,7 +35,7 @@ impl LabelKind {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Store {
     F32(AlignedBuf<f32>),
     Bf16(AlignedBuf<bf16>),
@@ -49,7 +49,7 @@ enum Store {
 /// keys, as a view of them would read the same cache lines as the dense attention. int8 and int4 quantise the
 /// labels of one token between their minimum and maximum, `step = (max - min) / (2^b - 1)`; the error of a label is at
 /// most half a step.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LabelCache {
     kv_heads: usize,
     d: usize,

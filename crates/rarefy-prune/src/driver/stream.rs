@@ -110,6 +110,52 @@ impl Activations {
     }
 }
 
+/// Streams the sequences through the dense model. Each block is shown to `visit` together with the inputs of one of its layers,
+/// one list of rows per sequence; besides the hidden states these inputs are all that is held. `seen` is told how many sequences went
+/// through blocks, and of how many.
+pub(crate) fn observe(
+    source: &Checkpoint,
+    calibration: &[Vec<u32>],
+    linear: &str,
+    seen: &mut dyn FnMut(usize, usize),
+    visit: &mut dyn FnMut(usize, &Block, &Device, &[Vec<f32>]) -> Result<(), PruneError>,
+) -> Result<(), PruneError> {
+    struct Inputs<'a>(&'a str, Vec<f32>);
+    impl Tap for Inputs<'_> {
+        fn wants(&self, linear: &str) -> bool {
+            linear == self.0
+        }
+        fn see(&mut self, _linear: &str, x: &[f32], _n_tokens: usize) {
+            self.1 = x.to_vec();
+        }
+    }
+    let mut states = Activations::embed(source, calibration)?;
+    let (blocks, n) = (source.config().n_layers, calibration.len());
+    for index in 0..blocks {
+        let block = Block::load(source, index, &states.device)?;
+        source.release_pages();
+        let mut inputs = Vec::with_capacity(n);
+        for s in 0..n {
+            let x = std::mem::take(&mut states.sequences[s]);
+            let mut tap = Inputs(linear, Vec::new());
+            states.sequences[s] = values(block.forward(states.tensor(x), &mut tap))?;
+            let width = tap.1.len() / calibration[s].len();
+            if let Some(first) = tap.1.iter().position(|v| !v.is_finite()) {
+                return Err(PruneError::NonFiniteInput {
+                    layer: format!("block {index}, {linear}"),
+                    count: tap.1.iter().filter(|v| !v.is_finite()).count(),
+                    sequence: s,
+                    token: first / width.max(1),
+                });
+            }
+            inputs.push(tap.1);
+            seen(index * n + s + 1, blocks * n);
+        }
+        visit(index, &block, &states.device, &inputs)?;
+    }
+    Ok(())
+}
+
 fn values(x: Tensor<3>) -> Result<Vec<f32>, PruneError> {
     x.into_data().try_into_vec::<f32>().map_err(|e| PruneError::Activations(format!("{e:?}")))
 }
