@@ -12,7 +12,6 @@ use rayon::prelude::*;
 use crate::exp;
 use crate::kv_cache::LayerCache;
 use crate::rope::Rope;
-use crate::sparse::Grouping;
 use crate::sparse::tokens::{self, AttentionRun};
 use crate::tensors::{host_vec, tensor3};
 
@@ -74,12 +73,17 @@ impl AttentionShape {
             return self.blocked(q, k, v, [batch, length, length], run, &device);
         };
         assert_eq!(batch, 1, "a cache belongs to one sequence");
-        if let Some(run) = run {
-            if cache.len == 0 && cache.heads.is_none() {
-                cache.heads = Some(run.new_cache(self.n_kv_heads, self.head_dim));
-            }
+        if let Some(run) = run.filter(|r| r.has_kernel())
+            && cache.len == 0
+            && cache.heads.is_none()
+        {
+            cache.heads = Some(run.new_cache(self.n_heads, self.n_kv_heads, self.head_dim));
         }
         cache.push(&k, &v, length);
+        if let Some(run) = run.filter(|r| length == 1 && !r.has_kernel()) {
+            let (keys, values) = (cache.keys.clone(), cache.values.clone());
+            return self.blocked(q, keys, values, [1, 1, start + 1], Some(run), &device);
+        }
         if let (Some(run), Some(heads)) = (run, &mut cache.heads) {
             if length == 1 {
                 let y = run.decode(&q, self.n_heads, heads);
@@ -116,17 +120,16 @@ impl AttentionShape {
         let (width, group) = (self.n_heads * d, self.n_heads / self.n_kv_heads);
         // Labels of queries and keys; the queries of a group that shares a list are one query.
         let ranking = run.and_then(AttentionRun::ranking).filter(|r| r.kept < n_keys);
-        let lists = match ranking {
-            Some(r) if r.grouping == Grouping::PerHead => self.n_heads,
-            _ => self.n_kv_heads,
-        };
         let labels = ranking.map(|r| {
-            let own = |x: &[f32], length: usize, heads: usize, out: usize| {
-                let values = tokens::labels(x, (heads, d), (self.n_kv_heads, r.channels), out);
-                let shape = [batch, length, out, r.channels.len() / self.n_kv_heads];
-                Tensor::<4>::from_data(TensorData::new(values, shape), device).swap_dims(1, 2)
+            let (lists, key_lists) = r.lists(self.n_heads, self.n_kv_heads);
+            let tensor = |values: Vec<f32>, length: usize, lists: usize| {
+                let rank = values.len() / (batch * length * lists);
+                let data = TensorData::new(values, [batch, length, lists, rank]);
+                Tensor::<4>::from_data(data, device).swap_dims(1, 2)
             };
-            (r, own(&q, length, self.n_heads, lists), own(&k, n_keys, self.n_kv_heads, self.n_kv_heads))
+            let of_q = r.of_queries(&q, self.n_heads, self.n_kv_heads, d);
+            let of_k = r.of_keys(&k, self.n_heads, self.n_kv_heads, d);
+            (r, tensor(of_q, length, lists), tensor(of_k, n_keys, key_lists))
         });
         let heads = |values: Vec<f32>, length: usize, n: usize| {
             let data = TensorData::new(values, [batch, length, n, d]);
@@ -158,11 +161,11 @@ impl AttentionShape {
                 let rows = q.clone().narrow(2, i, ni).reshape([nb, self.n_kv_heads, group * ni, d]);
                 let mut scores = host_vec(rows.matmul(seen(&k).transpose()));
                 let ranks = labels.as_ref().map(|(ranking, q, k)| {
-                    let (share, rank) = (lists / self.n_kv_heads, q.dims()[3]);
+                    let ([_, lists, _, rank], [_, key_lists, ..]) = (q.dims(), k.dims());
                     let rows = q.clone().narrow(0, b, nb).narrow(2, i, ni);
-                    let rows = rows.reshape([nb, self.n_kv_heads, share * ni, rank]);
+                    let rows = rows.reshape([nb, key_lists, lists / key_lists * ni, rank]);
                     let seen = k.clone().narrow(0, b, nb).narrow(2, first, end - first);
-                    (ranking.kept, share, host_vec(rows.matmul(seen.transpose())))
+                    (ranking.kept, lists / self.n_kv_heads, host_vec(rows.matmul(seen.transpose())))
                 });
                 scores.par_chunks_exact_mut(end - first).enumerate().with_min_len(16).for_each(|(r, row)| {
                     let position = start + i + r % ni;
@@ -376,7 +379,8 @@ mod tests {
 
     #[test]
     fn all_channels_keep_the_tokens_with_the_highest_true_scores() {
-        use crate::sparse::{AttentionRule, Counts};
+        use crate::sparse::{AttentionRule, Counts, Grouping};
+        use rarefy_kernels::attention::LabelKind;
         let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 6, window: None };
         let length = 90;
         let noise = |len: usize, seed: u64| -> Vec<f32> {
@@ -396,7 +400,12 @@ mod tests {
         };
         for kept in [1, 7, 70] {
             let channels = (0..2).flat_map(|_| 0..6).collect();
-            let rule = AttentionRule::DoubleSparse { channels, kept, grouping: Grouping::PerHead };
+            let rule = AttentionRule::DoubleSparse {
+                channels,
+                kept,
+                grouping: Grouping::PerHead,
+                labels: LabelKind::F32,
+            };
             let run = AttentionRun { rule, counts: Counts::default() };
             let expected = oracle(&shape, &q, &k, &v, length, kept);
             let at = |i: usize, n: usize, cache: Option<&mut LayerCache>| {

@@ -144,6 +144,7 @@ impl CausalLm {
             if let Block::Llama(block) = block {
                 found.mlp.push(block.sparse.mlp.as_ref().and_then(|r| r.counts.take()));
                 found.attention.push(block.sparse.attention.as_ref().and_then(|r| r.counts.take()));
+                found.inputs.push(block.sparse.inputs.as_ref().and_then(|c| c.take()));
             }
         }
         found

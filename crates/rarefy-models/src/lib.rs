@@ -49,8 +49,8 @@ pub use perplexity::{LanguageModel, Perplexity, perplexity, token_nll};
 pub use rope::Rope;
 pub use sampling::{Sampling, generate};
 pub use sparse::{
-    AttentionRule, Grouping, MlpRule, Realised, RuleError, Rules, SparseActivations, SparseAttention,
-    SparseFiles,
+    AttentionRule, Grouping, InputThresholds, MlpRule, Realised, RuleError, Rules, SparseActivations,
+    SparseAttention, SparseFiles,
 };
 pub use stem::{Head, Stem};
 pub use train_llama::LlamaModel;

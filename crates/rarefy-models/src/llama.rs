@@ -18,7 +18,7 @@ use crate::linear::Linear;
 use crate::load::Loader;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
-use crate::sparse::BlockRules;
+use crate::sparse::{BlockRules, Counts};
 
 /// One block.
 #[derive(Module, Debug)]
@@ -113,8 +113,14 @@ impl LlamaBlock {
     pub(crate) fn load(loader: &Loader<'_>, index: usize) -> Result<Self> {
         let c = loader.config();
         let at = |name: &str| format!("model.layers.{index}.{name}");
-        let linear =
-            |name: &str, rows: usize, cols: usize, bias: bool| loader.linear(&at(name), rows, cols, bias);
+        let by_inputs = loader.input_rule(index).map(|t| (t, Arc::new(Counts::default())));
+        let linear = |i: usize, rows: usize, cols: usize, bias: bool| match &by_inputs {
+            None => loader.linear(&at(LINEARS[i]), rows, cols, bias),
+            Some((t, counts)) => {
+                let t = [t.attention, t.attention, t.attention, t.output, t.mlp, t.mlp, t.down][i];
+                loader.linear_by_columns(&at(LINEARS[i]), (rows, cols), bias, t, counts.clone())
+            }
+        };
         let norm = |name: &str| -> Result<RmsNorm> {
             Ok(RmsNorm::new(loader.vector(&at(name), c.hidden_size)?, c.norm_eps, loader.device()))
         };
@@ -126,25 +132,25 @@ impl LlamaBlock {
             Some(rule) => loader.mlp_by_rows(rule, [LINEARS[4], LINEARS[5], LINEARS[6]].map(at), (d, f))?,
             None => {
                 let all = [
-                    linear(LINEARS[4], f, d, c.mlp_bias)?,
-                    linear(LINEARS[5], f, d, c.mlp_bias)?,
-                    linear(LINEARS[6], d, f, c.mlp_bias)?,
+                    linear(4, f, d, c.mlp_bias)?,
+                    linear(5, f, d, c.mlp_bias)?,
+                    linear(6, d, f, c.mlp_bias)?,
                 ];
                 (all, None)
             }
         };
         Ok(Self {
             input_norm: norm("input_layernorm.weight")?,
-            q_proj: linear(LINEARS[0], q, d, c.qkv_bias)?,
-            k_proj: linear(LINEARS[1], kv, d, c.qkv_bias)?,
-            v_proj: linear(LINEARS[2], kv, d, c.qkv_bias)?,
-            o_proj: linear(LINEARS[3], d, q, c.o_bias)?,
+            q_proj: linear(0, q, d, c.qkv_bias)?,
+            k_proj: linear(1, kv, d, c.qkv_bias)?,
+            v_proj: linear(2, kv, d, c.qkv_bias)?,
+            o_proj: linear(3, d, q, c.o_bias)?,
             post_norm: norm("post_attention_layernorm.weight")?,
             gate_proj,
             up_proj,
             down_proj,
             fixed: Arc::new(fixed),
-            sparse: Arc::new(BlockRules { mlp, attention }),
+            sparse: Arc::new(BlockRules { mlp, attention, inputs: by_inputs.map(|i| i.1) }),
         })
     }
 

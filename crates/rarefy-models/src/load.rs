@@ -18,9 +18,10 @@ use crate::linear::Linear;
 use crate::norm::LayerNorm;
 use crate::rope::Rope;
 use crate::rows::{Rows, Stored};
+use crate::sparse::inputs::InputLinear;
 use crate::sparse::mlp::{MlpRun, RowMlp, parts};
 use crate::sparse::tokens::AttentionRun;
-use crate::sparse::{AttentionRule, Counts, MlpRule, RuleError, Rules};
+use crate::sparse::{AttentionRule, Counts, InputThresholds, MlpRule, RuleError, Rules};
 
 /// How packed weights of a folder are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,6 +117,53 @@ impl<'a> Loader<'a> {
         self.rules.and_then(|r| r.mlp.get(index)).copied()
     }
 
+    /// The thresholds on the inputs of block `index`, if the rules have any.
+    pub(crate) fn input_rule(&self, index: usize) -> Option<InputThresholds> {
+        self.rules.and_then(|r| r.inputs.get(index)).copied()
+    }
+
+    /// Packed weights have no plain rows to skip; they may be unpacked only when the caller asked for dense ones.
+    fn refuse_packed(&self, name: &str, stored: &[&StoredWeight]) -> Result<()> {
+        let is_packed = |w: &&&StoredWeight| {
+            !matches!(w, StoredWeight::DenseF32(_) | StoredWeight::DenseF16(_) | StoredWeight::DenseBf16(_))
+        };
+        if stored.iter().any(|w| is_packed(&w)) && !matches!(self.mode, Mode::Run(PackedPolicy::DenseAlways))
+        {
+            let reason = format!("`{name}` is packed, and skipping reads plain rows");
+            let remedy = "`rarefy convert --format dense` unpacks it";
+            return Err(RuleError::Model { reason, remedy }.into());
+        }
+        Ok(())
+    }
+
+    /// A linear layer that skips the columns of inputs up to `threshold`.
+    pub(crate) fn linear_by_columns(
+        &self,
+        prefix: &str,
+        (rows, cols): (usize, usize),
+        bias: bool,
+        threshold: f32,
+        counts: Arc<Counts>,
+    ) -> Result<Linear> {
+        let bias = if bias { Some(self.vector(&format!("{prefix}.bias"), rows)?) } else { None };
+        let name = format!("{prefix}.weight");
+        self.check_shape(&name, &[rows, cols])?;
+        let stored = self.ckpt.read_weight(&name)?;
+        self.refuse_packed(&name, &[&stored])?;
+        let kernel = |e: KernelError| ModelError::Kernel { tensor: name.clone(), source: e };
+        let size = (rows, cols);
+        let held: Arc<dyn LinearKernel> = match stored {
+            StoredWeight::DenseBf16(w) => {
+                Arc::new(InputLinear::new(&w, size, threshold, counts).map_err(kernel)?)
+            }
+            _ => {
+                let wide = self.ckpt.read_f32(&name)?;
+                Arc::new(InputLinear::new(&wide, size, threshold, counts).map_err(kernel)?)
+            }
+        };
+        Ok(Linear::packed(held, bias, &self.device))
+    }
+
     /// What runs the attention of block `index` by its rule. A sliding window only narrows the shape.
     pub(crate) fn attention_run(
         &self,
@@ -147,14 +195,8 @@ impl<'a> Loader<'a> {
         }
         let stored =
             [self.ckpt.read_weight(&gate)?, self.ckpt.read_weight(&up)?, self.ckpt.read_weight(&down)?];
-        let is_packed = |w: &StoredWeight| {
-            !matches!(w, StoredWeight::DenseF32(_) | StoredWeight::DenseF16(_) | StoredWeight::DenseBf16(_))
-        };
-        if stored.iter().any(is_packed) && !matches!(self.mode, Mode::Run(PackedPolicy::DenseAlways)) {
-            let reason = format!("`{gate}` and its neighbours are packed, and skipping reads plain rows");
-            let remedy = "`rarefy convert --format dense` unpacks them";
-            return Err(RuleError::Model { reason, remedy }.into());
-        }
+        let [a, b, c] = &stored;
+        self.refuse_packed(&gate, &[a, b, c])?;
         let (linears, rows) = match stored {
             [StoredWeight::DenseBf16(g), StoredWeight::DenseBf16(u), StoredWeight::DenseBf16(w)] => {
                 self.rows(&gate, [g, u, w], (d, f))?

@@ -17,7 +17,7 @@ const FEW: usize = 8;
 const BLOCK: usize = 64;
 
 /// Values of the matrix that are widened at a time for Burn.
-pub(crate) const SLAB: usize = 1 << 20;
+const SLAB: usize = 1 << 20;
 
 /// Products below which one thread does all.
 const PARALLEL_FROM: usize = 1 << 17;
@@ -27,12 +27,15 @@ pub(crate) trait Stored: Copy + Send + Sync + std::fmt::Debug + 'static {
     const NAME: &'static str;
     /// Name of the kernel that keeps neurons as rows.
     const NEURONS: &'static str;
+    /// Name of the kernel that keeps inputs as rows.
+    const INPUTS: &'static str;
     fn wide(self) -> f32;
 }
 
 impl Stored for f32 {
     const NAME: &'static str = "rows-f32";
     const NEURONS: &'static str = "row-skip-f32";
+    const INPUTS: &'static str = "column-skip-f32";
     #[inline]
     fn wide(self) -> f32 {
         self
@@ -42,6 +45,7 @@ impl Stored for f32 {
 impl Stored for bf16 {
     const NAME: &'static str = "rows-bf16";
     const NEURONS: &'static str = "row-skip-bf16";
+    const INPUTS: &'static str = "column-skip-bf16";
     #[inline]
     fn wide(self) -> f32 {
         // The same as `to_f32` for every finite value, in a form that compilers turn into vector code.
@@ -145,6 +149,20 @@ impl<T: Stored> View<'_, T> {
                 y[s * slab..][..height].copy_from_slice(part);
             }
         }
+    }
+}
+
+/// `y[n, d_out] = x[n, d_in] · w` with the transposed weight `w[d_in, d_out]`, slab by slab of inputs.
+pub(crate) fn by_columns<T: Stored>(w: &[T], x: &[f32], n: usize, d_out: usize, y: &mut [f32]) {
+    let (device, d_in) = (Device::flex(), w.len() / d_out);
+    y.fill(0.0);
+    let x = tensor2(x.to_vec(), [n, d_in], &device);
+    let slab = (SLAB / d_out).max(1);
+    for (s, w) in w.chunks(slab * d_out).enumerate() {
+        let rows = w.len() / d_out;
+        let wide = tensor2(w.iter().map(|v| v.wide()).collect(), [rows, d_out], &device);
+        let part = host_vec(x.clone().narrow(1, s * slab, rows).matmul(wide));
+        y.iter_mut().zip(part).for_each(|(y, v)| *y += v);
     }
 }
 

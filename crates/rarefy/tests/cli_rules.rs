@@ -62,6 +62,58 @@ fn cats_is_calibrated_followed_and_switched_off() {
 }
 
 #[test]
+fn cutoffs_on_all_inputs_are_followed_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("all");
+    let made = make(&out, &["--method", "cats", "--where", "all", "--sparsity", "0.4"]);
+    assert_eq!(made["settings"]["where"], "all");
+    assert_eq!(made["activations"]["inputs"].as_array().unwrap().len(), 4);
+    let found = eval(text(&out), &["--window", "64"]);
+    assert!(found["realised"]["mlp"][0].is_null());
+    for share in found["realised"]["inputs"].as_array().unwrap() {
+        assert!((share.as_f64().unwrap() - 0.4).abs() < 0.05, "{found}");
+    }
+    let ppl = |v: &serde_json::Value| v["ppl"].as_f64().unwrap();
+    let dense = eval(text(&out), &["--window", "64", "--dense"]);
+    assert!(ppl(&found) > ppl(&dense) && ppl(&found) < 1.5 * ppl(&dense), "{found} {dense}");
+    let shown = succeed(&["eval", text(&out), "--builtin-text", "--max-windows", "2"]);
+    assert!(shown.contains("weights not read"), "{shown}");
+    let bench = json(&["bench", text(&out), "--tokens", "4"]);
+    assert_eq!(bench["by_rules"]["kernels"]["column-skip-f32"], 28);
+    assert_eq!(bench["same_kernels"]["kernels"]["column-skip-f32"], 28);
+    assert!(bench["realised"]["inputs"][0].as_f64().unwrap() > 0.1);
+}
+
+#[test]
+fn query_heads_with_channels_of_their_own_in_four_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("own");
+    let flags = ["--method", "double-sparsity", "--tokens", "8", "--channels", "6", "--labels", "int4"];
+    let mut all = flags.to_vec();
+    all.extend(["--grouping", "own-channels", "--importance", "softmax-weighted", "--dense-layers", "1"]);
+    let made = make(&out, &all);
+    let attention = &made["attention"];
+    assert_eq!(
+        (&attention["labels"], &attention["importance"]),
+        (&"int4".into(), &"softmax-weighted".into())
+    );
+    // Four query heads on two key-value heads.
+    assert_eq!(attention["channels"][0].as_array().unwrap().len(), 4);
+    let found = eval(text(&out), &["--window", "64"]);
+    assert!(found["realised"]["attention"][0].as_f64().unwrap() < 1e-9, "the first block is dense");
+    assert!(found["realised"]["attention"][1].as_f64().unwrap() > 0.5, "{found}");
+    let generated = json(&[
+        "generate",
+        text(&out),
+        "--prompt",
+        "Here Anna the baker lives in the mill.",
+        "--max-new",
+        "8",
+    ]);
+    assert!(generated["realised"]["attention"][2].as_f64().unwrap() > 0.0, "{generated}");
+}
+
+#[test]
 fn double_sparsity_joins_cats() {
     let folder = tempfile::tempdir().unwrap();
     let (first, both) = (folder.path().join("cats"), folder.path().join("both"));
@@ -104,6 +156,10 @@ fn flags_and_files_that_do_not_fit_are_refused() {
         &["wanda", "tokens", "double-sparsity"],
     );
     refuse_prune(&["--method", "catz"], &["catz", "cats"]);
+    refuse_prune(&["--method", "double-sparsity", "--where", "all"], &["double-sparsity", "where"]);
+    refuse_prune(&["--method", "cats", "--labels", "int4"], &["cats", "labels"]);
+    refuse_prune(&["--method", "cats", "--where", "up"], &["where", "gate"]);
+    refuse_prune(&["--method", "wanda", "--sparsity", "0.5", "--where", "all"], &["wanda", "where"]);
 
     make(&out, &["--method", "cats"]);
     for (name, damage, needle) in [

@@ -1,6 +1,7 @@
 //! The label cache: a few channels of every key, laid out for scoring.
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{length, product};
 use crate::lanes::{LANES, Lanes, RowValue, prefetch};
@@ -12,9 +13,11 @@ const NAME: &str = "label-cache";
 const AHEAD: usize = 4096;
 
 /// How labels are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LabelKind {
     /// 4 bytes per label: exact for f32 and bf16 keys.
+    #[default]
     F32,
     /// 2 bytes per label: exact for bf16 keys.
     Bf16,

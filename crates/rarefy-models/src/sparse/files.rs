@@ -7,16 +7,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rarefy_checkpoint::ModelConfig;
+use rarefy_kernels::attention::LabelKind;
+use rarefy_kernels::calibrate::double_sparsity::Importance;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{AttentionRule, Grouping, MlpRule, RuleError, Rules};
+use super::{AttentionRule, Grouping, InputThresholds, MlpRule, RuleError, Rules};
 
 /// Version of both files.
 const VERSION: u32 = 1;
 /// Largest file accepted: 16 MB are the channels of a model with a million heads and layers.
 const LIMIT: u64 = 16 << 20;
 
-/// Thresholds on the gates of an MLP, one per block.
+/// Thresholds on the gates of the MLPs, one per block; or on the inputs of all matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SparseActivations {
@@ -28,9 +30,12 @@ pub struct SparseActivations {
     pub share: f64,
     /// Neurons of a block.
     pub d_ff: usize,
-    /// A neuron is idle for a token when `|SiLU(gate)|` is at most this; one per block.
+    /// A neuron is idle for a token when `|SiLU(gate)|` is at most this; one per block, or none when there are `inputs`.
     pub thresholds: Vec<f32>,
-    /// Share of idle neurons on the calibration text, per block.
+    /// Thresholds on the inputs of all matrices instead, per block.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputThresholds>,
+    /// Share of idle neurons, or of weights not read, on the calibration text, per block.
     pub realised: Vec<f64>,
     /// Tokens of the calibration text.
     pub tokens: u64,
@@ -45,18 +50,20 @@ pub struct SparseAttention {
     /// The method that found them.
     pub method: String,
     /// What made a channel important.
-    pub importance: String,
+    pub importance: Importance,
     /// Tokens attended to; with fewer in the cache, all of them.
     pub kept: usize,
     /// Whether the query heads of a group share one list of tokens.
     pub grouping: Grouping,
+    /// How the channels of the cached keys are stored.
+    pub labels: LabelKind,
     /// Blocks from the first one on that attend to all tokens.
     pub dense_layers: usize,
     /// Key-value heads.
     pub kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    /// `[layers][kv_heads][r]`, the most important channel first.
+    /// `[layers][kv_heads][r]`, or `[layers][heads][r]` with channels of their own; the most important channel first.
     pub channels: Vec<Vec<Vec<u32>>>,
     /// Tokens of the calibration text.
     pub tokens: u64,
@@ -118,15 +125,26 @@ impl SparseActivations {
             return Err(RuleError::Range { field: "share", value, allowed });
         }
         size("d_ff", config.intermediate_size, self.d_ff)?;
-        size("thresholds", config.n_layers, self.thresholds.len())?;
-        size("realised", config.n_layers, self.realised.len())?;
-        match self.thresholds.iter().position(|t| !t.is_finite() || *t < 0.0) {
-            Some(layer) => Err(RuleError::Threshold { layer, value: self.thresholds[layer] }),
-            None => Ok(()),
+        if self.inputs.is_empty() {
+            size("thresholds", config.n_layers, self.thresholds.len())?;
+        } else {
+            size("thresholds beside inputs", 0, self.thresholds.len())?;
+            size("inputs", config.n_layers, self.inputs.len())?;
         }
+        size("realised", config.n_layers, self.realised.len())?;
+        let bad = |t: &f32| !t.is_finite() || *t < 0.0;
+        if let Some(layer) = self.thresholds.iter().position(bad) {
+            return Err(RuleError::Threshold { layer, value: self.thresholds[layer] });
+        }
+        for (layer, thresholds) in self.inputs.iter().enumerate() {
+            if let Some(value) = thresholds.values().into_iter().find(bad) {
+                return Err(RuleError::Threshold { layer, value });
+            }
+        }
+        Ok(())
     }
 
-    /// One rule per block.
+    /// One rule per block; none when the thresholds are those of inputs.
     #[must_use]
     pub fn rules(&self) -> Vec<MlpRule> {
         self.thresholds.iter().map(|t| MlpRule::Threshold(*t)).collect()
@@ -163,8 +181,9 @@ impl SparseAttention {
             let (value, allowed) = (rank.to_string(), "1 to the channels of a head");
             return Err(RuleError::Range { field: "channels", value, allowed });
         }
+        let lists = if self.grouping == Grouping::OwnChannels { config.n_heads } else { self.kv_heads };
         for (layer, heads) in self.channels.iter().enumerate() {
-            size("key-value heads in channels", self.kv_heads, heads.len())?;
+            size("heads in channels", lists, heads.len())?;
             for (head, list) in heads.iter().enumerate() {
                 size("channels of a head", rank, list.len())?;
                 for (i, channel) in list.iter().enumerate() {
@@ -189,7 +208,8 @@ impl SparseAttention {
                 return AttentionRule::All;
             }
             let channels: Arc<[u32]> = heads.concat().into();
-            AttentionRule::DoubleSparse { channels, kept: self.kept, grouping: self.grouping }
+            let (kept, grouping, labels) = (self.kept, self.grouping, self.labels);
+            AttentionRule::DoubleSparse { channels, kept, grouping, labels }
         };
         self.channels.iter().enumerate().map(one).collect()
     }
@@ -226,6 +246,7 @@ impl SparseFiles {
         Rules {
             mlp: self.activations.as_ref().map(SparseActivations::rules).unwrap_or_default(),
             attention: self.attention.as_ref().map(SparseAttention::rules).unwrap_or_default(),
+            inputs: self.activations.as_ref().map(|a| a.inputs.clone()).unwrap_or_default(),
         }
     }
 

@@ -10,6 +10,7 @@ const FIRST: usize = 256;
 pub(crate) struct HeadCache {
     pub(crate) kv: KvCache<f32>,
     pub(crate) labels: Option<LabelCache>,
+    kind: LabelKind,
     /// Kept between calls.
     pub(crate) scratch: Vec<f32>,
 }
@@ -18,15 +19,23 @@ pub(crate) struct HeadCache {
 const FITS: &str = "heads and channels were checked when the model was loaded";
 
 impl HeadCache {
-    /// An empty cache; `channels[kv_heads][r]` are those of the labels, if there are any.
-    pub(crate) fn new(kv_heads: usize, d: usize, channels: Option<&[u32]>) -> Self {
-        Self::with_capacity(kv_heads, d, channels, FIRST)
+    /// An empty cache; `channels` are those of the labels of so many heads, if there are any.
+    pub(crate) fn new(kv_heads: usize, d: usize, channels: Option<(usize, &[u32])>, kind: LabelKind) -> Self {
+        Self::with_capacity(kv_heads, d, channels, kind, FIRST)
     }
 
-    fn with_capacity(kv_heads: usize, d: usize, channels: Option<&[u32]>, capacity: usize) -> Self {
+    fn with_capacity(
+        kv_heads: usize,
+        d: usize,
+        channels: Option<(usize, &[u32])>,
+        kind: LabelKind,
+        capacity: usize,
+    ) -> Self {
+        let labels = |(heads, c)| LabelCache::new(kind, heads, d, c, capacity).expect(FITS);
         Self {
             kv: KvCache::new(kv_heads, d, capacity).expect(FITS),
-            labels: channels.map(|c| LabelCache::new(LabelKind::F32, kv_heads, d, c, capacity).expect(FITS)),
+            labels: channels.map(labels),
+            kind,
             scratch: Vec::new(),
         }
     }
@@ -36,20 +45,31 @@ impl HeadCache {
         if self.kv.len() + n > self.kv.capacity() {
             self.grow((self.kv.len() + n).max(2 * self.kv.capacity()));
         }
-        let width = self.kv.kv_heads() * self.kv.d();
+        let d = self.kv.d();
+        let width = self.kv.kv_heads() * d;
         for (k, v) in keys.chunks_exact(width).zip(values.chunks_exact(width)) {
             self.kv.append(k, v).expect("the capacity was made large enough");
             if let Some(labels) = &mut self.labels {
-                labels.append(k).expect("as many labels as keys");
+                let copies = labels.kv_heads() / self.kv.kv_heads();
+                let appended = if copies == 1 {
+                    labels.append(k)
+                } else {
+                    // The keys of a group once per query head.
+                    labels.append(&k.chunks_exact(d).flat_map(|k| k.repeat(copies)).collect::<Vec<f32>>())
+                };
+                appended.expect("as many labels as keys");
             }
         }
     }
 
     fn grow(&mut self, capacity: usize) {
         let (heads, d) = (self.kv.kv_heads(), self.kv.d());
-        let channels: Option<Vec<u32>> =
-            self.labels.as_ref().map(|l| (0..heads).flat_map(|h| l.channels(h).iter().copied()).collect());
-        let mut larger = Self::with_capacity(heads, d, channels.as_deref(), capacity);
+        let channels: Option<(usize, Vec<u32>)> = self
+            .labels
+            .as_ref()
+            .map(|l| (l.kv_heads(), (0..l.kv_heads()).flat_map(|h| l.channels(h).iter().copied()).collect()));
+        let channels = channels.as_ref().map(|(heads, c)| (*heads, c.as_slice()));
+        let mut larger = Self::with_capacity(heads, d, channels, self.kind, capacity);
         let (keys, values) = self.rows();
         larger.push(&keys, &values, self.kv.len());
         larger.scratch = std::mem::take(&mut self.scratch);
@@ -95,7 +115,7 @@ mod tests {
         let width = heads * d;
         let row =
             |t: usize, by: f32| -> Vec<f32> { (0..width).map(|i| (t * width + i) as f32 * by).collect() };
-        let mut cache = HeadCache::new(heads, d, Some(&[1, 4, 0, 5]));
+        let mut cache = HeadCache::new(heads, d, Some((heads, &[1, 4, 0, 5])), LabelKind::F32);
         let mut n = 0;
         for step in [1, 200, 55, 1, 300, 2] {
             let keys: Vec<f32> = (n..n + step).flat_map(|t| row(t, 1.0)).collect();

@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use rarefy_kernels::row_skip::{Activation as Act, Activity, GatedMlp, silu};
 use rarefy_kernels::{KernelError, LinearKernel, RowValue};
 use rayon::prelude::*;
 
 use super::{Counts, MlpRule};
-use crate::rows::{SLAB, Stored, View, check};
-use crate::tensors::{host_vec, tensor2, tensor3};
+use crate::rows::{Stored, View, by_columns, check};
+use crate::tensors::{host_vec, tensor3};
 
 /// Tokens that the row kernel takes at once; more share too many active rows.
 pub(crate) const MOST_TOKENS: usize = 4;
@@ -160,20 +160,6 @@ impl<T: RowValue + Stored> MlpPart<T> {
             Part::Down => self.mlp.down_rows(),
         }
     }
-
-    /// `x[n, d_ff]` with the transposed down projection, slab by slab of neurons.
-    fn down(&self, x: &[f32], n: usize, y: &mut [f32]) {
-        let (device, d_ff, d_out) = (Device::flex(), self.mlp.d_ff(), self.mlp.d_out());
-        y.fill(0.0);
-        let x = tensor2(x.to_vec(), [n, d_ff], &device);
-        let slab = (SLAB / d_out).max(1);
-        for (s, w) in self.weights().chunks(slab * d_out).enumerate() {
-            let rows = w.len() / d_out;
-            let wide = tensor2(w.iter().map(|v| v.wide()).collect(), [rows, d_out], &device);
-            let part = host_vec(x.clone().narrow(1, s * slab, rows).matmul(wide));
-            y.iter_mut().zip(part).for_each(|(y, v)| *y += v);
-        }
-    }
 }
 
 impl<T: RowValue + Stored> LinearKernel for MlpPart<T> {
@@ -207,7 +193,7 @@ impl<T: RowValue + Stored> LinearKernel for MlpPart<T> {
         if cols == 0 {
             y.fill(0.0);
         } else if self.part == Part::Down {
-            self.down(x, n, y);
+            by_columns(self.weights(), x, n, self.mlp.d_out(), y);
         } else {
             View { values: self.weights(), rows, cols }.forward(x, n, y);
         }

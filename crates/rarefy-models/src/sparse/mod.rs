@@ -7,6 +7,7 @@
 mod error;
 mod files;
 pub(crate) mod heads;
+pub(crate) mod inputs;
 pub(crate) mod mlp;
 pub(crate) mod tokens;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rarefy_checkpoint::{Activation, Architecture, ModelConfig};
+use rarefy_kernels::attention::LabelKind;
 use serde::{Deserialize, Serialize};
 
 pub use error::RuleError;
@@ -43,8 +45,33 @@ pub enum MlpRule {
 pub enum Grouping {
     /// Those of a key-value head, by the sum of their scores: its rows are read once.
     Summed,
-    /// None: a list for each.
+    /// None: a list for each, by the channels of its key-value head.
     PerHead,
+    /// None: a list for each, by channels of its own; the labels are kept once per query head.
+    OwnChannels,
+}
+
+/// Thresholds on the inputs of the seven matrices of a block: of each token, an input `|x|` at most this is taken as zero and its column of
+/// the matrix is not read. Matrices with the same input share one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputThresholds {
+    /// Of the query, key and value projections.
+    pub attention: f32,
+    /// Of the output projection of the attention.
+    pub output: f32,
+    /// Of the gate and up projections.
+    pub mlp: f32,
+    /// Of the down projection.
+    pub down: f32,
+}
+
+impl InputThresholds {
+    /// In the order the inputs appear.
+    #[must_use]
+    pub fn values(&self) -> [f32; 4] {
+        [self.attention, self.output, self.mlp, self.down]
+    }
 }
 
 /// Which of the visible tokens a query attends to.
@@ -56,8 +83,20 @@ pub enum AttentionRule {
     Window(usize),
     /// The `kept` tokens that score best on a few channels of their keys.
     DoubleSparse {
-        /// `[kv_heads][r]`.
+        /// `[kv_heads][r]`, or `[heads][r]` with [`Grouping::OwnChannels`].
         channels: Arc<[u32]>,
+        /// Tokens attended to; with fewer visible, all of them.
+        kept: usize,
+        /// Which heads share a list.
+        grouping: Grouping,
+        /// How the channels of the keys are stored.
+        labels: LabelKind,
+    },
+    /// The `kept` tokens that score best on means of adjacent channels instead of chosen ones: what needs no calibration. It reads
+    /// every key, also when decoding; for comparison.
+    GroupMeans {
+        /// Means per head.
+        rank: usize,
         /// Tokens attended to; with fewer visible, all of them.
         kept: usize,
         /// Which heads share a list.
@@ -72,19 +111,22 @@ pub struct Rules {
     pub mlp: Vec<MlpRule>,
     /// Of the attention.
     pub attention: Vec<AttentionRule>,
+    /// Of the inputs of all matrices; only without rules of the MLPs, which they replace.
+    pub inputs: Vec<InputThresholds>,
 }
 
 impl Rules {
     /// Nothing is left out, but decoding runs on the same kernels as with rules: what a rule's speed is compared with.
     #[must_use]
     pub fn all(n_layers: usize) -> Self {
-        Self { mlp: vec![MlpRule::All; n_layers], attention: vec![AttentionRule::All; n_layers] }
+        let (mlp, attention) = (vec![MlpRule::All; n_layers], vec![AttentionRule::All; n_layers]);
+        Self { mlp, attention, inputs: Vec::new() }
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mlp.is_empty() && self.attention.is_empty()
+        self.mlp.is_empty() && self.attention.is_empty() && self.inputs.is_empty()
     }
 
     /// Checks them against a model.
@@ -93,7 +135,12 @@ impl Rules {
         if self.is_empty() {
             return Ok(());
         }
-        for (field, found) in [("MLP rules", self.mlp.len()), ("attention rules", self.attention.len())] {
+        let fields = [
+            ("MLP rules", self.mlp.len()),
+            ("attention rules", self.attention.len()),
+            ("input rules", self.inputs.len()),
+        ];
+        for (field, found) in fields {
             if found != 0 && found != config.n_layers {
                 return Err(RuleError::Size { field, expected: config.n_layers, found });
             }
@@ -107,6 +154,14 @@ impl Rules {
             }
             if config.mlp_bias {
                 return model("the MLP has biases", "run it dense");
+            }
+        }
+        if !self.mlp.is_empty() && !self.inputs.is_empty() {
+            return model("rules of gates and of inputs at once", "keep one of them");
+        }
+        for (layer, thresholds) in self.inputs.iter().enumerate() {
+            if let Some(value) = thresholds.values().into_iter().find(|t| t.is_nan() || *t < 0.0) {
+                return Err(RuleError::Threshold { layer, value });
             }
         }
         for (layer, rule) in self.mlp.iter().enumerate() {
@@ -130,12 +185,20 @@ impl Rules {
                     return Err(RuleError::Range { field: "window", value, allowed });
                 }
                 AttentionRule::Window(_) => {}
-                AttentionRule::DoubleSparse { channels, kept, .. } => {
-                    if *kept == 0 {
-                        let (value, allowed) = ("0".to_owned(), "at least 1");
-                        return Err(RuleError::Range { field: "kept", value, allowed });
+                AttentionRule::DoubleSparse { kept: 0, .. } | AttentionRule::GroupMeans { kept: 0, .. } => {
+                    let (value, allowed) = ("0".to_owned(), "at least 1");
+                    return Err(RuleError::Range { field: "kept", value, allowed });
+                }
+                AttentionRule::GroupMeans { rank, .. } => {
+                    if !(1..=config.head_dim).contains(rank) {
+                        let (value, allowed) = (rank.to_string(), "1 to the channels of a head");
+                        return Err(RuleError::Range { field: "rank", value, allowed });
                     }
-                    let (heads, head_dim) = (config.n_kv_heads, config.head_dim);
+                }
+                AttentionRule::DoubleSparse { channels, grouping, .. } => {
+                    let own = *grouping == Grouping::OwnChannels;
+                    let heads = if own { config.n_heads } else { config.n_kv_heads };
+                    let head_dim = config.head_dim;
                     if channels.is_empty() || !channels.len().is_multiple_of(heads) {
                         let found = channels.len();
                         return Err(RuleError::Size { field: "channels", expected: heads, found });
@@ -180,6 +243,8 @@ pub struct Realised {
     pub mlp: Vec<Option<f64>>,
     /// Visible tokens not attended to.
     pub attention: Vec<Option<f64>>,
+    /// Weights not read since their input was taken as zero.
+    pub inputs: Vec<Option<f64>>,
 }
 
 impl Realised {
@@ -199,6 +264,12 @@ impl Realised {
     pub fn attention_mean(&self) -> Option<f64> {
         Self::mean(&self.attention)
     }
+
+    /// Mean over the blocks that counted.
+    #[must_use]
+    pub fn inputs_mean(&self) -> Option<f64> {
+        Self::mean(&self.inputs)
+    }
 }
 
 /// The rules of one block with what runs them.
@@ -206,4 +277,5 @@ impl Realised {
 pub(crate) struct BlockRules {
     pub(crate) mlp: Option<mlp::MlpRun>,
     pub(crate) attention: Option<tokens::AttentionRun>,
+    pub(crate) inputs: Option<Arc<Counts>>,
 }

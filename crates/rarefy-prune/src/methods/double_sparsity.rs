@@ -9,17 +9,20 @@
 //!           3. when decoding: score all tokens on those channels, keep the best T, attend to them exactly; the first
 //!           `dense_layers` blocks attend to all.
 //! Cost:     one forward pass over the text and one more product of queries and keys per block; the hidden states twice.
-//! Variants: `importance`: qk (mean |q k| of a token with itself, the default), q (mean |q|), k (mean |k|); `grouping`: one list of
-//!           tokens per key-value head, or per query head.
+//! Variants: `importance`: qk (mean |q k| of a token with itself, the default), q (mean |q|), k (mean |k|), all-pairs (mean |q_i k_j|),
+//!           softmax-weighted (the same, weighted as attention weighs), absolute-sum (|Σ q k|), variance (of q k); `grouping`: one list of
+//!           tokens per key-value head, per query head, or per query head by channels of its own (the published rule); `labels`:
+//!           the channels of the keys in 32, 16, 8 or 4 bits.
 //! Differs:  from the reference code: every block of text counts (there only the last does); q and k are taken after the
-//!           rotation for all variants (there q and k before it); channels are per key-value head. From the paper: labels in 32
-//!           bits, no offloading.
+//!           rotation for all variants (there q and k before it); channels are per key-value head unless asked otherwise. From
+//!           the paper: labels in 32 bits by default, no offloading.
 //! Choose:   for decoding after thousands of tokens; below about two thousand the cache of keys fits the processor's and little is
 //!           gained. Prompts are read densely.
 //! Fails on: no calibration tokens → `EmptyCalibration`; a sliding window or OPT → `UnsupportedModel`; no block left after
 //!           `dense_layers` → `Setting`.
 
 use rarefy_checkpoint::{Architecture, Checkpoint};
+use rarefy_kernels::attention::LabelKind;
 use rarefy_kernels::calibrate::double_sparsity::{ChannelCalibrator, Importance};
 use rarefy_models::{Grouping, SparseAttention, SparseFiles};
 use rarefy_sparsity::{Maturity, MethodInfo};
@@ -47,18 +50,6 @@ pub(super) static ENTRY: RuleEntry = RuleEntry {
     build: |value| Ok(Box::new(DoubleSparsity(parse(INFO.slug, value)?))),
 };
 
-/// What makes a channel important.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ChannelImportance {
-    /// Mean of `|q k|` of a token with itself.
-    Qk,
-    /// Mean of `|q|`.
-    Q,
-    /// Mean of `|k|`.
-    K,
-}
-
 /// Settings of [`DoubleSparsity`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -68,9 +59,11 @@ pub struct DoubleSparsitySettings {
     /// Channels looked at: up to 1 a share of a head's, from 2 on a number. Paper, abstract: 1/16.
     pub channels: f64,
     /// What makes a channel important. Reference code: qk.
-    pub importance: ChannelImportance,
-    /// Which query heads share a list of tokens: `summed` or `per-head`. Ours: `summed`, which reads each row once.
+    pub importance: Importance,
+    /// Which query heads share a list of tokens: `summed`, `per-head` or `own-channels`. Ours: `summed`, which reads each row once.
     pub grouping: Grouping,
+    /// How the channels of the cached keys are stored: `f32`, `bf16`, `int8` or `int4`. Ours: `f32`.
+    pub labels: LabelKind,
     /// Blocks from the first one on that attend to all tokens. Reference code: 2.
     pub dense_layers: usize,
 }
@@ -80,8 +73,9 @@ impl Default for DoubleSparsitySettings {
         Self {
             tokens: 1.0 / 16.0,
             channels: 1.0 / 16.0,
-            importance: ChannelImportance::Qk,
+            importance: Importance::Qk,
             grouping: Grouping::Summed,
+            labels: LabelKind::F32,
             dense_layers: 2,
         }
     }
@@ -152,33 +146,34 @@ impl RuleMethod for DoubleSparsity {
             let allowed = format!("below the {} blocks of the model", config.n_layers);
             return Err(SettingError::new("dense_layers", self.0.dense_layers, allowed).into());
         }
-        let (name, importance) = match self.0.importance {
-            ChannelImportance::Qk => ("qk", Importance::Qk),
-            ChannelImportance::Q => ("q", Importance::Q),
-            ChannelImportance::K => ("k", Importance::K),
-        };
+        let importance = self.0.importance;
         let mut channels = Vec::new();
-        observe(source, calibration, "self_attn.q_proj", seen, &mut |index, block, device, inputs| {
+        observe(source, calibration, &["self_attn.q_proj"], seen, &mut |index, block, device, inputs| {
             let refused = |source| PruneError::Calibration { block: index, source };
             if block.attention_shape().is_none_or(|s| s.window.is_some()) {
                 return Err(unsupported("its attention has a sliding window"));
             }
             let mut calibrator = ChannelCalibrator::new(importance, heads, kv_heads, d).map_err(refused)?;
-            for (x, tokens) in inputs.iter().zip(calibration) {
+            for (x, tokens) in inputs[0].iter().zip(calibration) {
                 let found = block.queries_keys(x, tokens.len(), device);
                 let qk = found.ok_or_else(|| unsupported("it has no rotary attention"))?;
                 calibrator.add(&qk.queries, &qk.keys, tokens.len()).map_err(refused)?;
             }
-            let best = calibrator.group_channels(rank).map_err(refused)?;
+            let best = match self.0.grouping {
+                Grouping::OwnChannels => calibrator.head_channels(rank),
+                Grouping::Summed | Grouping::PerHead => calibrator.group_channels(rank),
+            };
+            let best = best.map_err(refused)?;
             channels.push(best.chunks_exact(rank).map(<[u32]>::to_vec).collect());
             Ok(())
         })?;
         let attention = SparseAttention {
             version: SparseAttention::VERSION,
             method: INFO.slug.into(),
-            importance: name.into(),
+            importance,
             kept: resolve(self.0.tokens, config.max_positions),
             grouping: self.0.grouping,
+            labels: self.0.labels,
             dense_layers: self.0.dense_layers,
             kv_heads,
             head_dim: d,

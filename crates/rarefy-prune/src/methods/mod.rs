@@ -9,8 +9,8 @@ mod wanda;
 use rarefy_sparsity::MethodInfo;
 use serde::{Serialize, de::DeserializeOwned};
 
-pub use cats::{Cats, CatsSettings};
-pub use double_sparsity::{ChannelImportance, DoubleSparsity, DoubleSparsitySettings};
+pub use cats::{Cats, CatsPlace, CatsSettings};
+pub use double_sparsity::{DoubleSparsity, DoubleSparsitySettings};
 pub use magnitude::{Magnitude, MagnitudeSettings};
 pub use sparsegpt::{MaskRule, SparseGpt, SparseGptSettings};
 pub use wanda::{Granularity, Wanda, WandaSettings};

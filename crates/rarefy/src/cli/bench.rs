@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rarefy_checkpoint::{Checkpoint, Storage};
 use rarefy_kernels::bench::{BenchReport, BenchSpec, Kind};
 use rarefy_kernels::{bandwidth, cpu_features};
-use rarefy_models::{CausalLm, LoadOptions, PackedPolicy, Rules};
+use rarefy_models::{CausalLm, InputThresholds, LoadOptions, PackedPolicy, Rules};
 use serde_json::json;
 
 use super::error::nearest;
@@ -32,8 +32,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 25)]
     pub(in crate::cli) passes: usize,
     /// Ignore the folder's rules of idle neurons and distant tokens, with MODEL
-    #[arg(long)]
-    dense: bool,
+    #[arg(long, conflicts_with = "shape")]
+    pub(in crate::cli) dense: bool,
     /// Tokens to decode with MODEL
     #[arg(long, value_name = "N", default_value_t = 64)]
     tokens: usize,
@@ -220,6 +220,7 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
         let all = Rules {
             mlp: if own.mlp.is_empty() { Vec::new() } else { all.mlp },
             attention: if own.attention.is_empty() { Vec::new() } else { all.attention },
+            inputs: vec![InputThresholds::default(); own.inputs.len()],
         };
         runs.push(("same kernels, all", load(PackedPolicy::AsStored, &all)?));
         runs.push(("by the rules", load(PackedPolicy::AsStored, &own)?));

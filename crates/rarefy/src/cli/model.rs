@@ -63,7 +63,8 @@ pub(crate) fn rules(checkpoint: &Checkpoint, dense: bool, context: &Context) -> 
     }
     let files = SparseFiles::open(checkpoint.dir(), checkpoint.config()).map_err(ModelError::from)?;
     if let Some(a) = &files.activations {
-        context.out.message(&format!("neurons are skipped by {}, aimed at {}", a.method, percent(a.share)));
+        let what = if a.inputs.is_empty() { "neurons" } else { "inputs of all matrices" };
+        context.out.message(&format!("{what} are skipped by {}, aimed at {}", a.method, percent(a.share)));
     }
     if let Some(a) = &files.attention {
         context.out.message(&format!(
@@ -90,6 +91,9 @@ pub(crate) fn realised_lines(found: &Realised) -> String {
     let mut lines = String::new();
     if let Some(share) = found.mlp_mean() {
         lines += &format!("idle neurons {}\n", percent(share));
+    }
+    if let Some(share) = found.inputs_mean() {
+        lines += &format!("weights not read, their inputs being small, {}\n", percent(share));
     }
     if let Some(share) = found.attention_mean() {
         lines += &format!("visible tokens not attended to {}, mean over the blocks\n", percent(share));

@@ -159,7 +159,9 @@ fn settings(options: &PruneOptions, method: &str, defaults: &Value) -> CliResult
     let mut given = Map::new();
     pattern(options, &mut given)?;
     let others = [
+        ("where", "where", options.place.map(|p| json!(p))),
         ("tokens", "tokens", options.tokens.map(|a| json!(a))),
+        ("labels", "labels", options.labels.map(|l| json!(l))),
         ("channels", "channels", options.channels.map(|a| json!(a))),
         ("importance", "importance", options.importance.map(|i| json!(i))),
         ("grouping", "grouping", options.grouping.map(|g| json!(g))),

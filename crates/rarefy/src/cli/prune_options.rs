@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
+use rarefy_kernels::attention::LabelKind;
+use rarefy_kernels::calibrate::double_sparsity::Importance;
 use rarefy_models::Grouping;
-use rarefy_prune::methods::ChannelImportance;
+use rarefy_prune::methods::CatsPlace;
 use rarefy_sparsity::Pattern;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,11 @@ pub(crate) struct PruneOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) format: Option<super::convert::Format>,
 
+    /// What the cutoff of cats is on: the gates, or the inputs of all matrices [default: gate]
+    #[arg(long = "where", value_name = "gate|all", value_parser = word::<CatsPlace>, help_heading = "Method settings")]
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<CatsPlace>,
+
     /// Tokens that double-sparsity attends to: a share of the model's context such as 1/16, or a number from 2 on [default: 1/16]
     #[arg(long, value_name = "T", help_heading = "Method settings")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,13 +86,18 @@ pub(crate) struct PruneOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) channels: Option<Amount>,
 
-    /// What makes a channel important for double-sparsity [default: qk]
-    #[arg(long, value_name = "qk|q|k", value_parser = word::<ChannelImportance>, help_heading = "Method settings")]
+    /// What makes a channel important for double-sparsity: qk, q, k, all-pairs, softmax-weighted, absolute-sum or variance [default: qk]
+    #[arg(long, value_name = "I", value_parser = word::<Importance>, help_heading = "Method settings")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) importance: Option<ChannelImportance>,
+    pub(crate) importance: Option<Importance>,
 
-    /// Whether the query heads of a group share the tokens of double-sparsity [default: summed]
-    #[arg(long, value_name = "summed|per-head", value_parser = word::<Grouping>, help_heading = "Method settings")]
+    /// How double-sparsity stores the channels of the keys [default: f32]
+    #[arg(long, value_name = "f32|bf16|int8|int4", value_parser = word::<LabelKind>, help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<LabelKind>,
+
+    /// Whether the query heads of a group share the tokens of double-sparsity, or even have channels of their own [default: summed]
+    #[arg(long, value_name = "summed|per-head|own-channels", value_parser = word::<Grouping>, help_heading = "Method settings")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) grouping: Option<Grouping>,
 
@@ -272,9 +284,11 @@ impl PruneOptions {
             samples: self.samples.or(base.samples),
             length: self.length.or(base.length),
             format: self.format.or(base.format),
+            place: self.place.or(base.place),
             tokens: self.tokens.or(base.tokens),
             channels: self.channels.or(base.channels),
             importance: self.importance.or(base.importance),
+            labels: self.labels.or(base.labels),
             grouping: self.grouping.or(base.grouping),
             dense_layers: self.dense_layers.or(base.dense_layers),
             blocksize: self.blocksize.or(base.blocksize),
@@ -315,10 +329,17 @@ mod tests {
     fn every_flag_is_a_key_and_the_reverse() {
         let full = "method = 'wanda'\nsparsity = 0.5\npattern = '2:4'\nmin-layer = 0\nmax-layer = 1\n\
             prune-only = 'q'\ninvert = true\ncalibrate = 'a'\nsamples = 1\nlength = 2\nformat = 'packed'\n\
-            tokens = '1/16'\nchannels = 4\nimportance = 'q'\ngrouping = 'per-head'\ndense-layers = 1\nblocksize = 3\npercdamp = 0.1\nquantize-bits = 4\nquantize-group = 8\nmask = 'wanda-seq'\ngranularity = 'layer'\nvariant = true\ncompat = true\n";
+            where = 'all'\ntokens = '1/16'\nchannels = 4\nimportance = 'q'\nlabels = 'int4'\ngrouping = 'per-head'\ndense-layers = 1\nblocksize = 3\npercdamp = 0.1\nquantize-bits = 4\nquantize-group = 8\nmask = 'wanda-seq'\ngranularity = 'layer'\nvariant = true\ncompat = true\n";
         let options = parse_recipe(full, Path::new("r.toml")).unwrap();
         assert_eq!((options.tokens, options.channels), (Some(Amount(0.0625)), Some(Amount(4.0))));
-        for bad in ["tokens = 'x'", "tokens = '1/0'", "importance = 'v'", "grouping = 'all'"] {
+        for bad in [
+            "tokens = 'x'",
+            "tokens = '1/0'",
+            "importance = 'v'",
+            "grouping = 'all'",
+            "where = 'up'",
+            "labels = 4",
+        ] {
             assert!(parse_recipe(bad, Path::new("r.toml")).is_err(), "{bad}");
         }
         let back = toml::Table::try_from(&options).unwrap();

@@ -1,6 +1,7 @@
 //! `rarefy prune` with a method that leaves the weights alone and writes rules for running them.
 
 use rarefy_checkpoint::{Checkpoint, CheckpointError};
+use rarefy_models::InputThresholds;
 use rarefy_prune::{PruneError, RuleEntry, RuleReport, write_rules};
 use serde_json::{Map, Value, json};
 
@@ -90,11 +91,17 @@ fn finish(report: &RuleReport, args: &PruneArgs, context: &Context) -> CliResult
     );
     if let Some(a) = activations {
         let mean = a.realised.iter().sum::<f64>() / a.realised.len().max(1) as f64;
+        let all: Vec<f32> =
+            a.inputs.iter().flat_map(InputThresholds::values).chain(a.thresholds.clone()).collect();
         text += &format!(
-            "MLP: {} of the neurons idle on the calibration text, thresholds {:.4} to {:.4}\n",
-            percent(mean),
-            a.thresholds.iter().copied().fold(f32::INFINITY, f32::min),
-            a.thresholds.iter().copied().fold(0.0, f32::max)
+            "{} on the calibration text, thresholds {:.4} to {:.4}\n",
+            if a.inputs.is_empty() {
+                format!("MLP: {} of the neurons idle", percent(mean))
+            } else {
+                format!("all matrices: {} of the weights not read", percent(mean))
+            },
+            all.iter().copied().fold(f32::INFINITY, f32::min),
+            all.iter().copied().fold(0.0, f32::max)
         );
     }
     if let Some(a) = attention {
@@ -103,7 +110,7 @@ fn finish(report: &RuleReport, args: &PruneArgs, context: &Context) -> CliResult
             a.kept,
             a.rank(),
             a.head_dim,
-            a.importance,
+            serde_json::to_value(a.importance).unwrap_or_default().as_str().unwrap_or_default(),
             a.dense_layers
         );
     }

@@ -14,14 +14,14 @@ use rarefy_kernels::attention::{
 };
 use rarefy_kernels::bandwidth::ReadProbe;
 use rarefy_kernels::calibrate::double_sparsity::{ChannelCalibrator, Importance};
-use rarefy_models::{AttentionRule, Grouping, Rules};
+use rarefy_models::{AttentionRule, Grouping, Rules, SparseFiles};
 use rarefy_prune::calibrate_rules;
-use rarefy_prune::methods::{ChannelImportance, DoubleSparsity, DoubleSparsitySettings};
+use rarefy_prune::methods::{DoubleSparsity, DoubleSparsitySettings};
 use rarefy_prune::synthetic::normal_vec;
 use serde_json::{Value, json};
 
-use super::language::subject;
-use super::{Check, Experiment, Outcome, ReproOptions};
+use super::language::{Subject, builtin_subject, subject};
+use super::{Check, Experiment, Outcome, ReproOptions, recall};
 use crate::cli::CliError;
 use crate::measure;
 
@@ -34,15 +34,24 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 fn run(options: &mut ReproOptions<'_>) -> Result<Outcome, CliError> {
     let mut outcome = Outcome::default();
     retrieval(options, &mut outcome)?;
-    language_model(options, &mut outcome)?;
+    // The generated text has much to look back for; of real text a model of five million weights makes little of what is far.
+    let test_tokens = if options.quick { 1 << 13 } else { 1 << 16 };
+    (options.say)("texts");
+    let builtin = builtin_subject(test_tokens)?;
+    language_model(options, "built-in model", &builtin, test_tokens, &mut outcome)?;
+    if options.data.is_some() {
+        let real = subject(options, test_tokens)?;
+        language_model(options, "llama-5m", &real, test_tokens, &mut outcome)?;
+    }
+    recall::run(options, &builtin, &mut outcome)?;
     speed(options, &mut outcome)?;
     outcome.notes.push(
-        "not run: line retrieval by prompts, which models of this size cannot do even densely; offloading to host memory".into(),
+        "NOT RUN: offloading of keys and values to host memory, which is for devices with memory of their own".into(),
     );
     Ok(outcome)
 }
 
-fn row(experiment: &str, method: &str, pattern: &str, quantity: &str, measured: Value) -> Value {
+pub(super) fn row(experiment: &str, method: &str, pattern: &str, quantity: &str, measured: Value) -> Value {
     json!({
         "experiment": experiment,
         "method": method,
@@ -54,7 +63,7 @@ fn row(experiment: &str, method: &str, pattern: &str, quantity: &str, measured: 
 }
 
 /// Random channels, the same number for every head.
-fn random_channels(heads: usize, d: usize, rank: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
+pub(super) fn random_channels(heads: usize, d: usize, rank: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
     let mut all: Vec<u32> = (0..d as u32).collect();
     let mut out = Vec::new();
     for _ in 0..heads {
@@ -141,51 +150,69 @@ fn retrieval(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<()
     Ok(())
 }
 
+/// Channels found by `settings` on calibration text.
+pub(super) fn calibrated(
+    settings: DoubleSparsitySettings,
+    subject: &Subject,
+    calibration: &[Vec<u32>],
+) -> Result<SparseFiles, CliError> {
+    let method = DoubleSparsity::new(settings).map_err(rarefy_prune::PruneError::from)?;
+    Ok(calibrate_rules(&method, &subject.checkpoint, calibration, &mut |_, _| ())?)
+}
+
+/// `rule` in the blocks from `first` on, all tokens before.
+pub(super) fn from_block(n_layers: usize, first: usize, rule: &mut dyn FnMut() -> AttentionRule) -> Rules {
+    let attention = (0..n_layers).map(|l| if l < first { AttentionRule::All } else { rule() }).collect();
+    Rules { attention, ..Rules::default() }
+}
+
 /// Perplexity with the rule applied to every query.
-fn language_model(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), CliError> {
-    let (test_tokens, calibration_tokens) =
-        if options.quick { (1 << 13, 1 << 12) } else { (1 << 16, 1 << 15) };
-    (options.say)("language model: texts");
-    let subject = subject(options, test_tokens)?;
+fn language_model(
+    options: &mut ReproOptions<'_>,
+    label: &str,
+    subject: &Subject,
+    test_tokens: usize,
+    outcome: &mut Outcome,
+) -> Result<(), CliError> {
+    let calibration_tokens = if options.quick { 1 << 12 } else { 1 << 15 };
     let config = subject.checkpoint.config();
     // llama-5m predicts the same text worse with 512 tokens of context than with 256: longer ones test its positions, not the rule.
     let window = config.max_positions.min(256);
     let (windows, samples) = (test_tokens / window, (calibration_tokens / window).max(1));
     let calibration = random_windows(&subject.calibration, samples, window, options.seed)?;
-    let settings = |importance, grouping| DoubleSparsitySettings {
-        tokens: window.div_ceil(8) as f64,
-        channels: 1.0 / 8.0,
-        importance,
-        grouping,
-        dense_layers: 2,
+    let kept = window.div_ceil(8);
+    let with = |importance, grouping, labels| -> Result<Rules, CliError> {
+        let (tokens, channels) = (kept as f64, 1.0 / 8.0);
+        let settings =
+            DoubleSparsitySettings { tokens, channels, importance, grouping, labels, dense_layers: 2 };
+        Ok(calibrated(settings, subject, &calibration)?.rules())
     };
-    let find = |importance, grouping| -> Result<Rules, CliError> {
-        let method =
-            DoubleSparsity::new(settings(importance, grouping)).map_err(rarefy_prune::PruneError::from)?;
-        Ok(calibrate_rules(&method, &subject.checkpoint, &calibration, &mut |_, _| ())?.rules())
-    };
+    let find = |importance, grouping| with(importance, grouping, LabelKind::F32);
     // The same rules with other channels, or with another rule from the third block on.
     let (heads, d, rank) = (config.n_kv_heads, config.head_dim, config.head_dim.div_ceil(8));
-    let kept = window.div_ceil(8);
-    let n_layers = config.n_layers;
-    let from_third = |rule: &mut dyn FnMut() -> AttentionRule| Rules {
-        mlp: Vec::new(),
-        attention: (0..n_layers).map(|l| if l < 2 { AttentionRule::All } else { rule() }).collect(),
-    };
+    let (summed, per_head) = (Grouping::Summed, Grouping::PerHead);
     let by = |channels: Vec<u32>, grouping| AttentionRule::DoubleSparse {
         channels: channels.into(),
         kept,
         grouping,
+        labels: LabelKind::F32,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let every: Arc<[u32]> = (0..heads).flat_map(|_| 0..d as u32).collect();
-    let (summed, per_head) = (Grouping::Summed, Grouping::PerHead);
+    let from_third = |rule: &mut dyn FnMut() -> AttentionRule| from_block(config.n_layers, 2, rule);
     let runs: Vec<(&str, Rules)> = vec![
         ("dense", Rules::default()),
-        ("qk", find(ChannelImportance::Qk, summed)?),
-        ("q", find(ChannelImportance::Q, summed)?),
-        ("k", find(ChannelImportance::K, summed)?),
-        ("qk, per head", find(ChannelImportance::Qk, per_head)?),
+        ("qk", find(Importance::Qk, summed)?),
+        ("q", find(Importance::Q, summed)?),
+        ("k", find(Importance::K, summed)?),
+        ("all pairs", find(Importance::AllPairs, summed)?),
+        ("softmax weighted", find(Importance::SoftmaxWeighted, summed)?),
+        ("absolute sum", find(Importance::AbsoluteSum, summed)?),
+        ("variance", find(Importance::Variance, summed)?),
+        ("qk, per head", find(Importance::Qk, per_head)?),
+        ("qk, own channels", find(Importance::Qk, Grouping::OwnChannels)?),
+        ("qk, labels of 4 bits", with(Importance::Qk, summed, LabelKind::Int4)?),
+        ("means of channels", from_third(&mut || AttentionRule::GroupMeans { rank, kept, grouping: summed })),
         ("random channels", from_third(&mut || by(random_channels(heads, d, rank, &mut rng), summed))),
         ("all channels", from_third(&mut || by(every.to_vec(), summed))),
         ("all channels, per head", from_third(&mut || by(every.to_vec(), per_head))),
@@ -193,42 +220,42 @@ fn language_model(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Resu
     ];
     let mut found = Vec::new();
     for (name, rules) in runs {
-        (options.say)(&format!("language model: {name}"));
+        (options.say)(&format!("{label}: {name}"));
         let (ppl, realised) = subject.measure(rules, window, windows)?;
         let pattern = format!("{kept} tokens, {rank} of {d} channels");
-        outcome.table.push(row("language model", name, &pattern, "perplexity", json!(ppl)));
+        outcome.table.push(row(label, name, &pattern, "perplexity", json!(ppl)));
         if let Some(share) = realised.attention_mean().filter(|_| name == "qk") {
-            outcome.table.push(row(
-                "language model",
-                name,
-                &pattern,
-                "visible tokens not read",
-                json!(share),
-            ));
+            outcome.table.push(row(label, name, &pattern, "visible tokens not read", json!(share)));
         }
         found.push((name, ppl));
     }
     let ppl = |name: &str| found.iter().find(|f| f.0 == name).map_or(f64::NAN, |f| f.1);
     let values = [("dense", ppl("dense")), ("qk", ppl("qk")), ("random channels", ppl("random channels"))];
-    outcome.checks.push(Check::ordered("language model: perplexity by channels", &values, &[true, true]));
+    outcome.checks.push(Check::ordered(format!("{label}: perplexity by channels"), &values, &[true, true]));
     let values = [("qk", ppl("qk")), ("sliding window", ppl("sliding window"))];
-    outcome.checks.push(Check::ordered(
-        "language model: perplexity of qk and of as many last tokens",
-        &values,
-        &[],
-    ));
-    let name = "language model: perplexity of qk over that of the exact best tokens";
+    let name = format!("{label}: perplexity of qk and of as many last tokens");
+    outcome.checks.push(Check::ordered(name, &values, &[]));
+    let name = format!("{label}: perplexity of qk over that of the exact best tokens");
     outcome.checks.push(Check::at_most(name, ppl("qk") / ppl("all channels"), 1.02));
-    outcome.table.push(row(
-        "language model",
-        "qk",
-        "1/8, 1/8",
-        "perplexity over dense",
-        json!(ppl("qk") / ppl("dense")),
-    ));
+    let over = ppl("qk") / ppl("dense");
+    outcome.table.push(row(label, "qk", "1/8, 1/8", "perplexity over dense", json!(over)));
+    if label == "llama-5m" {
+        // The model that the specification has in mind, though with a shorter context.
+        outcome.checks.push(Check::at_most(format!("{label}: perplexity of qk over dense"), over, 1.03));
+        if ppl("qk") >= ppl("sliding window") {
+            outcome.notes.push(format!(
+                "llama-5m looks back so little that its last {kept} tokens ({:.2}) serve it better than the chosen ones ({:.2}); the exact \
+                 best tokens per head reach {:.2}, so the order cannot be won by more than that here. The built-in model, whose text \
+                 has names and belongings to recall, is where the order can show",
+                ppl("sliding window"),
+                ppl("qk"),
+                ppl("all channels, per head")
+            ));
+        }
+    }
     outcome.notes.push(format!(
-        "language model: {}; {samples} calibration windows and {windows} test windows of {window} tokens; every query follows the rule from \
-         the third block on. llama-5m is worse on 512 tokens of context than on 256, so it is measured on 256. A small model of short context: the specification then asks for the order only, not for < 3 % over dense",
+        "{label}: {}; {samples} calibration windows and {windows} test windows of {window} tokens; every query follows the rule from the \
+         third block on; the context is shorter than the 1 k – 2 k of the specification, so of the self-trained model only the order is required",
         subject.name
     ));
     Ok(())
@@ -239,7 +266,7 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
     const D: usize = 128;
     const HEADS: usize = 4;
     let (lengths, passes): (&[usize], _) =
-        if options.quick { (&[8_192, 32_768], 9) } else { (&[2_048, 8_192, 32_768, 131_072], 15) };
+        if options.quick { (&[8_192, 32_768], 9) } else { (&[128, 512, 2_048, 8_192, 32_768, 131_072], 15) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
     let pool = pool.map_err(|e| CliError::failed("cannot start a thread", e))?;
     let noise = normal_vec(options.seed + 20, 1 << 20);
@@ -247,11 +274,12 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
     let channels: Vec<u32> = (0..HEADS * rank).map(|i| (i % rank * 16 + i / rank) as u32).collect();
     let probe = ReadProbe::new(5 << 28);
     let mut all_reads = Vec::new();
+    let mut pays_from = None;
     for n in lengths {
         (options.say)(&format!("speed: {n} tokens"));
         let bytes = 2 * n * HEADS * D * 4;
         // Beyond the last-level cache, taken in turn.
-        let copies = (3usize << 28).div_ceil(bytes).clamp(2, 24);
+        let copies = (3usize << 28).div_ceil(bytes).clamp(2, 1536);
         let mut caches = Vec::new();
         for c in 0..copies {
             let mut cache = KvCache::<f32>::new(HEADS, D, *n)?;
@@ -268,6 +296,23 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
         let needed =
             attend_scratch_len(&caches[0].0, HEADS).max(plan.scratch_len(&caches[0].0, &caches[0].1, HEADS));
         let (mut out, mut scratch) = (vec![0.0; HEADS * D], vec![0.0; needed]);
+        if *n == lengths[0] {
+            // Verified before timing.
+            let query = Query { q: &noise[..HEADS * D], heads: HEADS, scale: 1.0 / (D as f32).sqrt() };
+            let all = DoubleSparse { kept: *n, ..plan };
+            let (cache, labels) = &caches[0];
+            let mut want = vec![0.0; HEADS * D];
+            scratch.resize(all.scratch_len(cache, labels, HEADS).max(needed), 0.0);
+            attend(cache, query, &mut want, &mut scratch)?;
+            attend_double_sparse(cache, labels, all, query, &mut out, &mut scratch)?;
+            let same = want == out;
+            outcome.checks.push(Check {
+                name: "one query: keeping every token gives the bits of dense attention".into(),
+                required: "equal".into(),
+                measured: if same { "equal" } else { "different" }.into(),
+                passed: same,
+            });
+        }
         let mut times: [Vec<f64>; 2] = Default::default();
         let mut reads = Vec::new();
         let mut turn = 0;
@@ -307,6 +352,9 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
             "faster than dense",
             json!(ratio),
         ));
+        if ratio > 1.0 {
+            pays_from = pays_from.or(Some(*n));
+        }
         let roof = measure::median(&mut reads);
         all_reads.push(format!("{roof:.1}"));
         let of_roof = bytes as f64 / dense / 1e6 / roof;
@@ -321,9 +369,15 @@ fn speed(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<(), Cl
         let name = format!("speed: {n} tokens, dense attention's share of the read rate");
         outcome.checks.push(Check::at_least(name, of_roof, 0.8));
     }
+    if let Some(n) = pays_from {
+        outcome.notes.push(format!(
+            "speed: from {n} tokens on (of the lengths timed) it is faster than dense attention"
+        ));
+    }
     outcome.notes.push(format!(
         "speed: one thread, {HEADS} key-value heads of {D} channels, one query head each, caches beyond the last-level cache in turn, a new \
-         query for every call, median of {passes} ratios; memory read meanwhile at {} GB/s",
+         query for every call, median of {passes} ratios; memory read meanwhile at {} GB/s. \
+         More lengths, labels and threads: `cargo run --release -p rarefy-kernels --example attention`",
         all_reads.join(", ")
     ));
     Ok(())

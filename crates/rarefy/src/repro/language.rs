@@ -17,21 +17,24 @@ pub(super) struct Subject {
     pub(super) floor: Option<f64>,
 }
 
+/// The built-in model with the text of its generator.
+pub(super) fn builtin_subject(test_tokens: usize) -> Result<Subject, CliError> {
+    let checkpoint = Checkpoint::open(&builtin::folder()?)?;
+    let tokenizer = Tokenizer::open(checkpoint.dir())?;
+    let held = builtin::held_out(&tokenizer, test_tokens)?;
+    let calibration = builtin::calibration(&tokenizer, 1 << 16)?;
+    Ok(Subject {
+        name: "built-in model, text of its generator".into(),
+        checkpoint,
+        calibration,
+        test: held.tokens,
+        floor: Some(held.floor_ppl),
+    })
+}
+
 /// The built-in model, or with data llama-5m on WikiText2.
 pub(super) fn subject(options: &ReproOptions<'_>, test_tokens: usize) -> Result<Subject, CliError> {
-    let Some(data) = &options.data else {
-        let checkpoint = Checkpoint::open(&builtin::folder()?)?;
-        let tokenizer = Tokenizer::open(checkpoint.dir())?;
-        let held = builtin::held_out(&tokenizer, test_tokens)?;
-        let calibration = builtin::calibration(&tokenizer, 1 << 16)?;
-        return Ok(Subject {
-            name: "built-in model, text of its generator".into(),
-            checkpoint,
-            calibration,
-            test: held.tokens,
-            floor: Some(held.floor_ppl),
-        });
-    };
+    let Some(data) = &options.data else { return builtin_subject(test_tokens) };
     let folder = data.join("../models/llama-5m");
     let checkpoint = Checkpoint::open(&folder)?;
     let tokenizer = Tokenizer::open(&folder)?;

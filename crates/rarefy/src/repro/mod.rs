@@ -6,6 +6,7 @@ mod double_sparsity;
 mod fast_sparse_convnets;
 mod flashfftconv;
 mod language;
+mod recall;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 
