@@ -361,6 +361,104 @@ fn captured_mass_grows_with_the_tokens_and_the_scale_of_scores_does_not_matter()
     assert!((last - 1.0).abs() < 1e-12);
 }
 
+/// Queries and keys whose channels differ in size, as trained ones do: more of the largest channels rank better in the mean.
+#[test]
+fn captured_mass_grows_with_the_channels_in_the_mean() {
+    let (d, n, queries, kept) = (32, 400, 60, 25);
+    let scale_of = |c: usize| (-(c as f32) / 6.0).exp();
+    let mut k = noise(21, n * d);
+    k.iter_mut().enumerate().for_each(|(i, v)| *v *= scale_of(i % d));
+    let q = noise(22, queries * d);
+    let mut cache = KvCache::new(1, d, n).unwrap();
+    fill(&mut cache, &k, &k, |v| v);
+    let all: Vec<u32> = (0..n as u32).collect();
+    let masses: Vec<f64> = [1usize, 2, 4, 8, 16, 32]
+        .iter()
+        .map(|rank| {
+            let channels: Vec<u32> = (0..*rank as u32).collect();
+            let mut labels = LabelCache::new(LabelKind::F32, 1, d, &channels, n).unwrap();
+            k.chunks(d).for_each(|k| labels.append(k).unwrap());
+            let mass = |q: &[f32]| {
+                let mut list = vec![0; kept];
+                top_tokens(Isa::detect(), &labels, 0, q, &mut list, &mut vec![0; n]).unwrap();
+                let (_, weights) = attention_f64(cache.keys(0), cache.values(0), q, 3.0, &all);
+                list.iter().map(|j| weights[*j as usize]).sum::<f64>()
+            };
+            q.chunks(d).map(mass).sum::<f64>() / queries as f64
+        })
+        .collect();
+    assert!(masses.windows(2).all(|w| w[1] >= w[0]), "{masses:?}");
+    assert!(masses[0] < 0.9 * masses[5], "{masses:?}");
+}
+
+/// The published rule under grouped heads: every query head ranks by channels of its own.
+#[test]
+fn labels_of_query_heads_rank_by_their_own_channels() {
+    let (kv, group, d, n, rank, kept) = (2, 3, 16, 300, 4, 20);
+    let heads = kv * group;
+    let shared = sparse(LabelKind::F32, (kv, group, d, n), rank);
+    let own = |channels: &[u32]| {
+        let mut s = sparse(LabelKind::F32, (kv, group, d, n), rank);
+        s.labels = LabelCache::new(LabelKind::F32, heads, d, channels, n).unwrap();
+        for t in 0..n {
+            let repeated: Vec<f32> =
+                (0..heads).flat_map(|h| s.cache.keys(h / group)[t * d..][..d].to_vec()).collect();
+            s.labels.append(&repeated).unwrap();
+        }
+        s
+    };
+    // The channels of the group given to each of its heads: the same lists, the same bits.
+    let repeated: Vec<u32> = (0..heads).flat_map(|h| shared.labels.channels(h / group).to_vec()).collect();
+    for isa in Isa::available() {
+        let want = bits(&shared.run(isa, kept, Grouping::PerHead, 1));
+        assert_eq!(bits(&own(&repeated).run(isa, kept, Grouping::PerHead, 2)), want, "{isa}");
+    }
+    // Different ones: the attention to what each head's labels call the best.
+    let different: Vec<u32> = (0..heads * rank).map(|i| ((i % rank * 3 + i / rank * 5) % d) as u32).collect();
+    let s = own(&different);
+    let out = s.run(Isa::detect(), kept, Grouping::PerHead, 1);
+    for h in 0..heads {
+        let q = &s.q[h * d..(h + 1) * d];
+        let mut list = vec![0; kept];
+        top_tokens(Isa::detect(), &s.labels, h, q, &mut list, &mut vec![0; n]).unwrap();
+        let (k, v) = (s.cache.keys(h / group), s.cache.values(h / group));
+        let (want, _) = attention_f64(k, v, q, f64::from(0.3f32), &list);
+        want.iter().zip(&out[h * d..]).for_each(|(w, y)| assert!((f64::from(*y) - w).abs() < 1e-5, "{h}"));
+    }
+    assert_eq!(bits(&s.run(Isa::detect(), n, Grouping::PerHead, 1)), {
+        let mut alone = sparse(LabelKind::F32, (kv, group, d, n), rank);
+        alone.q.clone_from(&s.q);
+        bits(&alone.run(Isa::detect(), n, Grouping::PerHead, 1))
+    });
+    // A group that shares a list has no use for labels of single heads.
+    let plan = DoubleSparse { kept, grouping: Grouping::Summed };
+    let mut scratch = vec![0.0; plan.scratch_len(&s.cache, &s.labels, heads)];
+    let query = Query { q: &s.q, heads, scale: 1.0 };
+    let mut out = vec![0.0; heads * d];
+    let isa = Isa::detect();
+    assert!(
+        attend_double_sparse_with(isa, &s.cache, &s.labels, plan, query, &mut out, &mut scratch).is_err()
+    );
+}
+
+/// At 1/16 of tokens and channels 2 n r + 4 T d of 4 n d bytes of 16 bits, 0.094; labels of 4 bits have a quarter of theirs, and 8 bytes
+/// per token for minimum and step.
+#[test]
+fn bytes_of_a_step_are_those_of_the_formula() {
+    let (kv, d, n, rank) = (2, 128, 512, 8);
+    let dense = 4 * n * d * kv;
+    let kept = 4 * (n / 16) * d * kv;
+    for (kind, labels) in
+        [(LabelKind::Bf16, 2 * n * rank * kv), (LabelKind::Int4, (n * rank / 2 + 8 * n) * kv)]
+    {
+        let s = sparse(kind, (kv, 1, d, n), rank);
+        assert_eq!(s.labels.bytes_read(), labels);
+        let share = (labels + kept) as f64 / dense as f64;
+        assert!(share < 0.0945 && share > 0.08, "{kind:?} {share}");
+        assert!(kind != LabelKind::Bf16 || (share - 0.09375).abs() < 1e-12);
+    }
+}
+
 #[test]
 fn nan_scores_are_not_selected_while_others_remain() {
     let (d, n) = (8, 40);

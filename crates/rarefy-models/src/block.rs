@@ -6,13 +6,14 @@ use burn::tensor::{Device, Tensor};
 use rarefy_checkpoint::layout::LinearSpec;
 use rarefy_checkpoint::{Architecture, Checkpoint, layout};
 
+use crate::attention::AttentionShape;
 use crate::error::{ModelError, Result};
 use crate::kv_cache::LayerCache;
 use crate::linear::Linear;
 use crate::llama::LlamaBlock;
 use crate::load::Loader;
 use crate::opt::OptBlock;
-use crate::tensors::host_vec;
+use crate::tensors::{host_vec, tensor3};
 
 /// Sees the inputs of linear layers during a forward pass.
 pub trait Tap {
@@ -41,6 +42,15 @@ pub(crate) fn show(tap: &mut dyn Tap, linears: &[&str], x: &Tensor<3>) {
             }
         }
     }
+}
+
+/// Queries and keys of one sequence, rotated by position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueriesKeys {
+    /// `[n_tokens, n_heads, head_dim]`.
+    pub queries: Vec<f32>,
+    /// `[n_tokens, n_kv_heads, head_dim]`.
+    pub keys: Vec<f32>,
 }
 
 /// A transformer block.
@@ -156,6 +166,32 @@ impl Block {
             Self::Llama(b) => b.forward(x, tap, cache),
             Self::Opt(b) => b.forward(x, tap, cache),
         }
+    }
+
+    /// The shape of the attention; `None` for OPT.
+    #[must_use]
+    pub fn attention_shape(&self) -> Option<AttentionShape> {
+        match self {
+            Self::Llama(b) => Some(b.fixed.attention),
+            Self::Opt(_) => None,
+        }
+    }
+
+    /// Queries and keys, after the rotation of positions, of `x[n_tokens, hidden]`: what a tap sees of `self_attn.q_proj` for one sequence
+    /// from position 0. `None` for OPT.
+    ///
+    /// # Panics
+    /// When the length of `x` does not fit.
+    #[must_use]
+    pub fn queries_keys(&self, x: &[f32], n_tokens: usize, device: &Device) -> Option<QueriesKeys> {
+        let Self::Llama(b) = self else { return None };
+        let x = tensor3(x.to_vec(), [1, n_tokens, b.q_proj.cols()], device);
+        let (mut q, mut k) = (host_vec(b.q_proj.forward(x.clone())), host_vec(b.k_proj.forward(x)));
+        if let Some(rope) = &b.fixed.rope {
+            rope.rotate_slice(&mut q, b.fixed.attention.n_heads, n_tokens, 0);
+            rope.rotate_slice(&mut k, b.fixed.attention.n_kv_heads, n_tokens, 0);
+        }
+        Some(QueriesKeys { queries: q, keys: k })
     }
 
     /// Bytes of all parameters.

@@ -8,6 +8,7 @@ use crate::error::{ModelError, Result};
 use crate::kv_cache::KvCache;
 use crate::linear::Linear;
 use crate::load::{Loader, PackedPolicy};
+use crate::sparse::{Realised, Rules, SparseFiles};
 use crate::stem::{Head, Stem};
 use crate::tensors::host_vec;
 
@@ -18,12 +19,24 @@ pub struct LoadOptions {
     pub device: Device,
     /// How packed weights run.
     pub packed: PackedPolicy,
+    /// What is left out while the model runs.
+    pub rules: Rules,
+}
+
+impl LoadOptions {
+    /// The defaults, with the rules that the folder itself brings.
+    ///
+    /// # Errors
+    /// A file of rules that is damaged or of another model.
+    pub fn of_folder(ckpt: &Checkpoint) -> Result<Self> {
+        Ok(Self { rules: SparseFiles::open(ckpt.dir(), ckpt.config())?.rules(), ..Self::default() })
+    }
 }
 
 impl Default for LoadOptions {
-    /// The processor; packed weights as stored.
+    /// The processor; packed weights as stored; nothing is left out.
     fn default() -> Self {
-        Self { device: Device::flex(), packed: PackedPolicy::AsStored }
+        Self { device: Device::flex(), packed: PackedPolicy::AsStored, rules: Rules::default() }
     }
 }
 
@@ -41,10 +54,11 @@ impl CausalLm {
     /// memory in use at any time is the model as it runs plus one block of the file.
     ///
     /// # Errors
-    /// A tensor missing, of another shape or with non-finite values; an unsupported configuration.
+    /// A tensor missing, of another shape or with non-finite values; an unsupported configuration; rules that the model cannot follow.
     pub fn load(ckpt: &Checkpoint, options: LoadOptions) -> Result<Self> {
-        let loader = Loader::run(ckpt, &options.device, options.packed);
+        let loader = Loader::run(ckpt, &options.device, options.packed, &options.rules);
         let config = ckpt.config().clone();
+        options.rules.check(&config)?;
         let stem = Stem::load_with(&loader)?;
         let mut blocks = Vec::new();
         for index in 0..config.n_layers {
@@ -120,6 +134,20 @@ impl CausalLm {
         }
         all.push(("lm_head".to_owned(), self.head.lm_head()));
         all
+    }
+
+    /// What the rules left out of all that went through the blocks since the last call, and begins to count anew.
+    #[must_use]
+    pub fn take_realised(&self) -> Realised {
+        let mut found = Realised::default();
+        for block in &self.blocks {
+            if let Block::Llama(block) = block {
+                found.mlp.push(block.sparse.mlp.as_ref().and_then(|r| r.counts.take()));
+                found.attention.push(block.sparse.attention.as_ref().and_then(|r| r.counts.take()));
+                found.inputs.push(block.sparse.inputs.as_ref().and_then(|c| c.take()));
+            }
+        }
+        found
     }
 
     /// The blocks.

@@ -10,6 +10,9 @@ pub enum ModelError {
     /// The model folder could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Rules of sparse running that this model cannot follow.
+    #[error(transparent)]
+    Rule(#[from] crate::sparse::RuleError),
     /// A kernel refused a weight.
     #[error("weight `{tensor}`: the kernel refused it")]
     Kernel {

@@ -1,5 +1,7 @@
 //! Keys and values of the tokens seen so far, one pair of buffers for each block.
 
+use crate::sparse::heads::HeadCache;
+
 /// Keys and values of every block for one sequence. Grows as tokens come in.
 #[derive(Debug, Clone)]
 pub struct KvCache {
@@ -12,6 +14,8 @@ pub(crate) struct LayerCache {
     pub(crate) keys: Vec<f32>,
     pub(crate) values: Vec<f32>,
     pub(crate) len: usize,
+    /// Instead of the two above when the block decodes on kernels.
+    pub(crate) heads: Option<HeadCache>,
 }
 
 impl KvCache {
@@ -49,7 +53,12 @@ impl KvCache {
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|l| (l.keys.capacity() + l.values.capacity()) * 4).sum()
+        self.layers
+            .iter()
+            .map(|l| {
+                (l.keys.capacity() + l.values.capacity()) * 4 + l.heads.as_ref().map_or(0, HeadCache::bytes)
+            })
+            .sum()
     }
 
     pub(crate) fn layer_mut(&mut self, index: usize) -> &mut LayerCache {
@@ -60,9 +69,13 @@ impl KvCache {
 impl LayerCache {
     /// Appends `n` tokens.
     pub(crate) fn push(&mut self, keys: &[f32], values: &[f32], n: usize) {
+        self.len += n;
+        if let Some(heads) = &mut self.heads {
+            heads.push(keys, values, n);
+            return;
+        }
         self.keys.extend_from_slice(keys);
         self.values.extend_from_slice(values);
-        self.len += n;
     }
 
     fn truncate(&mut self, len: usize) {
@@ -70,6 +83,9 @@ impl LayerCache {
             let width = self.keys.len() / self.len;
             self.keys.truncate(len * width);
             self.values.truncate(len * width);
+            if let Some(heads) = &mut self.heads {
+                heads.truncate(len);
+            }
             self.len = len;
         }
     }

@@ -4,6 +4,9 @@
 //! - [`CausalLm`]: a whole model to run, with [`KvCache`], [`generate`] and [`perplexity`].
 //! - [`LlamaModel`]: a model to train, with [`causal_lm_loss`].
 //!
+//! What a model leaves out while it runs, idle neurons and distant tokens, is given by [`Rules`]; a folder brings its own in
+//! [`SparseFiles`].
+//!
 //! All three are made of the same block code. Weights are `[d_out, d_in]` row-major as in the files; activations are
 //! `[batch, length, width]`, 32-bit floats. Parallel work runs on rayon's current pool.
 
@@ -26,12 +29,13 @@ mod perplexity;
 mod rope;
 mod rows;
 mod sampling;
+mod sparse;
 mod stem;
 mod tensors;
 mod train_llama;
 
 pub use attention::AttentionShape;
-pub use block::{Block, Tap};
+pub use block::{Block, QueriesKeys, Tap};
 pub use causal_lm::{CausalLm, LoadOptions};
 pub use error::{ModelError, Result};
 pub use kv_cache::KvCache;
@@ -44,5 +48,9 @@ pub use opt::OptBlock;
 pub use perplexity::{LanguageModel, Perplexity, perplexity, token_nll};
 pub use rope::Rope;
 pub use sampling::{Sampling, generate};
+pub use sparse::{
+    AttentionRule, Grouping, InputThresholds, MlpRule, Realised, RuleError, Rules, SparseActivations,
+    SparseAttention, SparseFiles,
+};
 pub use stem::{Head, Stem};
 pub use train_llama::LlamaModel;

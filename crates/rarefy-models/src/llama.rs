@@ -18,6 +18,7 @@ use crate::linear::Linear;
 use crate::load::Loader;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
+use crate::sparse::{BlockRules, Counts};
 
 /// One block.
 #[derive(Module, Debug)]
@@ -33,6 +34,8 @@ pub struct LlamaBlock {
     pub(crate) down_proj: Linear,
     #[module(skip)]
     pub(crate) fixed: Arc<LlamaFixed>,
+    #[module(skip)]
+    pub(crate) sparse: Arc<BlockRules>,
 }
 
 /// What a block knows besides its weights.
@@ -110,24 +113,44 @@ impl LlamaBlock {
     pub(crate) fn load(loader: &Loader<'_>, index: usize) -> Result<Self> {
         let c = loader.config();
         let at = |name: &str| format!("model.layers.{index}.{name}");
-        let linear =
-            |name: &str, rows: usize, cols: usize, bias: bool| loader.linear(&at(name), rows, cols, bias);
+        let by_inputs = loader.input_rule(index).map(|t| (t, Arc::new(Counts::default())));
+        let linear = |i: usize, rows: usize, cols: usize, bias: bool| match &by_inputs {
+            None => loader.linear(&at(LINEARS[i]), rows, cols, bias),
+            Some((t, counts)) => {
+                let t = [t.attention, t.attention, t.attention, t.output, t.mlp, t.mlp, t.down][i];
+                loader.linear_by_columns(&at(LINEARS[i]), (rows, cols), bias, t, counts.clone())
+            }
+        };
         let norm = |name: &str| -> Result<RmsNorm> {
             Ok(RmsNorm::new(loader.vector(&at(name), c.hidden_size)?, c.norm_eps, loader.device()))
         };
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (q, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let mut fixed = LlamaFixed::new(c, index, loader.rope())?;
+        let attention = loader.attention_run(index, &mut fixed.attention)?;
+        let ([gate_proj, up_proj, down_proj], mlp) = match loader.mlp_rule(index) {
+            Some(rule) => loader.mlp_by_rows(rule, [LINEARS[4], LINEARS[5], LINEARS[6]].map(at), (d, f))?,
+            None => {
+                let all = [
+                    linear(4, f, d, c.mlp_bias)?,
+                    linear(5, f, d, c.mlp_bias)?,
+                    linear(6, d, f, c.mlp_bias)?,
+                ];
+                (all, None)
+            }
+        };
         Ok(Self {
             input_norm: norm("input_layernorm.weight")?,
-            q_proj: linear(LINEARS[0], q, d, c.qkv_bias)?,
-            k_proj: linear(LINEARS[1], kv, d, c.qkv_bias)?,
-            v_proj: linear(LINEARS[2], kv, d, c.qkv_bias)?,
-            o_proj: linear(LINEARS[3], d, q, c.o_bias)?,
+            q_proj: linear(0, q, d, c.qkv_bias)?,
+            k_proj: linear(1, kv, d, c.qkv_bias)?,
+            v_proj: linear(2, kv, d, c.qkv_bias)?,
+            o_proj: linear(3, d, q, c.o_bias)?,
             post_norm: norm("post_attention_layernorm.weight")?,
-            gate_proj: linear(LINEARS[4], f, d, c.mlp_bias)?,
-            up_proj: linear(LINEARS[5], f, d, c.mlp_bias)?,
-            down_proj: linear(LINEARS[6], d, f, c.mlp_bias)?,
-            fixed: Arc::new(LlamaFixed::new(c, index, loader.rope())?),
+            gate_proj,
+            up_proj,
+            down_proj,
+            fixed: Arc::new(fixed),
+            sparse: Arc::new(BlockRules { mlp, attention, inputs: by_inputs.map(|i| i.1) }),
         })
     }
 
@@ -143,13 +166,24 @@ impl LlamaBlock {
         let q = self.q_proj.forward(n.clone());
         let k = self.k_proj.forward(n.clone());
         let v = self.v_proj.forward(n);
-        let mixed = fixed.attention.attend(q, k, v, fixed.rope.as_ref(), cache);
+        let decodes = cache.is_some();
+        let mixed =
+            fixed.attention.attend(q, k, v, fixed.rope.as_ref(), self.sparse.attention.as_ref(), cache);
         show(tap, &LINEARS[3..4], &mixed);
         let h = x + self.o_proj.forward(mixed);
 
         let n = self.post_norm.forward(h.clone());
         show(tap, &LINEARS[4..6], &n);
-        let gate = activate(fixed.activation, self.gate_proj.forward(n.clone()));
+        let mlp = self.sparse.mlp.as_ref();
+        // After a cache few tokens are decoded; the inputs of `down_proj` do not exist there.
+        if let Some(y) = mlp.filter(|_| decodes).and_then(|mlp| mlp.few(&n)) {
+            return h + y;
+        }
+        let z = self.gate_proj.forward(n.clone());
+        let gate = match mlp {
+            Some(mlp) => mlp.gate(z),
+            None => activate(fixed.activation, z),
+        };
         let inner = gate * self.up_proj.forward(n);
         show(tap, &LINEARS[6..], &inner);
         h + self.down_proj.forward(inner)

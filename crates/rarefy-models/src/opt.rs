@@ -98,7 +98,7 @@ impl OptBlock {
         let q = self.q_proj.forward(n.clone());
         let k = self.k_proj.forward(n.clone());
         let v = self.v_proj.forward(n);
-        let mixed = fixed.attention.attend(q, k, v, None, cache);
+        let mixed = fixed.attention.attend(q, k, v, None, None, cache);
         show(tap, &LINEARS[3..4], &mixed);
         let h = after(&self.attention_norm, x + self.out_proj.forward(mixed));
 

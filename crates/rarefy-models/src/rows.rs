@@ -25,11 +25,17 @@ const PARALLEL_FROM: usize = 1 << 17;
 /// A number type of weights.
 pub(crate) trait Stored: Copy + Send + Sync + std::fmt::Debug + 'static {
     const NAME: &'static str;
+    /// Name of the kernel that keeps neurons as rows.
+    const NEURONS: &'static str;
+    /// Name of the kernel that keeps inputs as rows.
+    const INPUTS: &'static str;
     fn wide(self) -> f32;
 }
 
 impl Stored for f32 {
     const NAME: &'static str = "rows-f32";
+    const NEURONS: &'static str = "row-skip-f32";
+    const INPUTS: &'static str = "column-skip-f32";
     #[inline]
     fn wide(self) -> f32 {
         self
@@ -38,6 +44,8 @@ impl Stored for f32 {
 
 impl Stored for bf16 {
     const NAME: &'static str = "rows-bf16";
+    const NEURONS: &'static str = "row-skip-bf16";
+    const INPUTS: &'static str = "column-skip-bf16";
     #[inline]
     fn wide(self) -> f32 {
         // The same as `to_f32` for every finite value, in a form that compilers turn into vector code.
@@ -69,6 +77,29 @@ impl<T: Stored> Rows<T> {
     /// One row, widened.
     pub(crate) fn row(&self, index: usize) -> impl Iterator<Item = f32> + '_ {
         self.values[index * self.cols..(index + 1) * self.cols].iter().map(|v| v.wide())
+    }
+
+    fn view(&self) -> View<'_, T> {
+        View { values: &self.values, rows: self.rows, cols: self.cols }
+    }
+}
+
+/// Row-major `[rows, cols]`, held by someone else.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl<T: Stored> View<'_, T> {
+    /// `y[n, rows] = x[n, cols] · Wᵀ`; the lengths fit and nothing is empty.
+    pub(crate) fn forward(&self, x: &[f32], n: usize, y: &mut [f32]) {
+        if n <= FEW {
+            self.few(x, n, y);
+        } else {
+            self.many(x, n, y);
+        }
     }
 
     /// `out[r, t]` of consecutive rows of the matrix from `first` on.
@@ -121,7 +152,21 @@ impl<T: Stored> Rows<T> {
     }
 }
 
-fn check(
+/// `y[n, d_out] = x[n, d_in] · w` with the transposed weight `w[d_in, d_out]`, slab by slab of inputs.
+pub(crate) fn by_columns<T: Stored>(w: &[T], x: &[f32], n: usize, d_out: usize, y: &mut [f32]) {
+    let (device, d_in) = (Device::flex(), w.len() / d_out);
+    y.fill(0.0);
+    let x = tensor2(x.to_vec(), [n, d_in], &device);
+    let slab = (SLAB / d_out).max(1);
+    for (s, w) in w.chunks(slab * d_out).enumerate() {
+        let rows = w.len() / d_out;
+        let wide = tensor2(w.iter().map(|v| v.wide()).collect(), [rows, d_out], &device);
+        let part = host_vec(x.clone().narrow(1, s * slab, rows).matmul(wide));
+        y.iter_mut().zip(part).for_each(|(y, v)| *y += v);
+    }
+}
+
+pub(crate) fn check(
     kernel: &'static str,
     array: &'static str,
     expected: usize,
@@ -170,8 +215,7 @@ impl<T: Stored> LinearKernel for Rows<T> {
         match n {
             _ if self.values.is_empty() => y.fill(0.0),
             0 => {}
-            1..=FEW => self.few(x, n, y),
-            _ => self.many(x, n, y),
+            _ => self.view().forward(x, n, y),
         }
         Ok(())
     }

@@ -92,6 +92,7 @@ impl LlamaModel {
                 up_proj: linear(f, d, c.mlp_bias, deviation),
                 down_proj: linear(d, f, c.mlp_bias, residual),
                 fixed: Arc::new(LlamaFixed::new(c, index, rope.clone())?),
+                sparse: Arc::default(),
             });
         }
         let lm_head = (!c.tie_embeddings).then(|| linear(c.vocab_size, d, false, deviation));

@@ -130,6 +130,23 @@ pub enum PruneError {
         /// Relative damping used.
         percdamp: f64,
     },
+    /// A model that the method cannot treat.
+    #[error("method `{method}` does not fit this model: {what}")]
+    UnsupportedModel {
+        /// Name of the method.
+        method: &'static str,
+        /// What does not fit, and what would.
+        what: String,
+    },
+    /// A calibrator refused its data.
+    #[error("calibration of block {block}")]
+    Calibration {
+        /// Index of the block.
+        block: usize,
+        /// The calibrator's own account.
+        #[source]
+        source: rarefy_kernels::KernelError,
+    },
     /// A weight that the storage type cannot hold.
     #[error(
         "layer `{layer}`: an updated weight does not fit the storage type {dtype}; convert the model to bf16 or f32 first"

@@ -5,7 +5,8 @@
 //! ([`LayerPruner`]); the driver ([`PruneRun`]) loads one block at a time,
 //! collects exactly the statistics the method asks for, prunes, writes the
 //! block durably and feeds the activations of the *pruned* block to the next
-//! one. Methods are listed in [`METHODS`].
+//! one. Methods are listed in [`METHODS`]. Methods that leave the weights alone and write rules for running them
+//! ([`RuleMethod`]) are listed in [`RULE_METHODS`].
 //!
 //! ```
 //! use rarefy_prune::{LayerPruner, LayerStats, LinearLayer, methods::Magnitude, methods::MagnitudeSettings};
@@ -25,6 +26,7 @@ mod error;
 mod layer;
 pub mod linalg;
 pub mod methods;
+mod rules;
 mod selection;
 pub mod statistics;
 pub mod synthetic;
@@ -35,5 +37,6 @@ pub use driver::{
 };
 pub use error::{PruneError, SettingError};
 pub use layer::{ErrorKind, LayerPruner, LayerReport, LinearLayer, Needs, QuantGrid, Warning};
-pub use methods::{METHODS, MethodEntry};
+pub use methods::{METHODS, MethodEntry, RULE_METHODS, RuleEntry};
+pub use rules::{RuleMethod, RuleReport, calibrate_rules, write_rules};
 pub use statistics::LayerStats;

@@ -6,8 +6,9 @@ use rarefy_sparsity::MethodInfo;
 #[must_use]
 pub fn all() -> Vec<&'static MethodInfo> {
     let pruning = rarefy_prune::METHODS.iter().map(|m| m.info);
+    let rules = rarefy_prune::RULE_METHODS.iter().map(|m| m.info);
     let kernels = rarefy_kernels::methods::METHODS.iter().copied();
-    pruning.chain(kernels).chain(rarefy_solve::METHODS).collect()
+    pruning.chain(rules).chain(kernels).chain(rarefy_solve::METHODS).collect()
 }
 
 #[cfg(test)]

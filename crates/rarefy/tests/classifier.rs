@@ -91,6 +91,10 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
         &["prune", &model, "-o", &out, "--method", "wanda", "--sparsity", "0.5"],
         "known: `magnitude`, `sparsebytenn`",
     );
+    refused(&["prune", &model, "-o", &out, "--method", "cats"], "known: `magnitude`, `sparsebytenn`");
+    refused(&["prune", &model, "-o", &out, "--method", "magnitude", "--where", "all"], "--where");
+    refused(&["eval", &model, "--images", &images, "--dense"], "--dense");
+    refused(&["bench", &model, "--dense"], "--dense");
     refused(&["prune", &model, "-o", &model, "--method", "magnitude", "--sparsity", "0.5"], "model itself");
     refused(
         &["prune", &model, "-o", &out, "--method", "magnitude", "--sparsity", "0.5", "--samples", "3"],

@@ -29,7 +29,7 @@ fn methods_lists_every_method() {
     let slugs: Vec<&str> = list.as_array().unwrap().iter().map(|m| m["slug"].as_str().unwrap()).collect();
     let registered: Vec<&str> = rarefy::registry::all().iter().map(|m| m.slug).collect();
     assert_eq!(slugs, registered);
-    assert_eq!(slugs[..3], ["magnitude", "wanda", "sparsegpt"]);
+    assert_eq!(slugs[..5], ["magnitude", "wanda", "sparsegpt", "cats", "double-sparsity"]);
     has_keys(&list[0], &["name", "family", "paper", "command", "maturity", "summary", "repro", "settings"]);
     let table = succeed(&["methods"]);
     assert!(slugs.iter().all(|s| table.contains(s)));

@@ -8,12 +8,24 @@ use common::{run, stderr, stdout};
 
 #[test]
 fn quick_repro_prints_the_agreed_object_and_its_exit_code_says_whether_every_check_passed() {
-    let output = run(&["repro", "sparsegpt-wanda-baselines", "--quick", "--json"]);
+    quick("sparsegpt-wanda-baselines");
+}
+
+/// One after the other: each holds a gigabyte of weights or keys.
+#[test]
+fn quick_repros_of_sparse_running() {
+    quick("cats");
+    quick("double-sparsity");
+}
+
+#[track_caller]
+fn quick(slug: &str) {
+    let output = run(&["repro", slug, "--quick", "--json"]);
     let value: serde_json::Value =
         serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}\n{}", stderr(&output)));
     let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["checks", "method", "notes", "passed", "quick", "seconds", "table"]);
-    assert_eq!((&value["method"], &value["quick"]), (&"sparsegpt-wanda-baselines".into(), &true.into()));
+    assert_eq!((&value["method"], &value["quick"]), (&slug.into(), &true.into()));
     assert!(value["seconds"].as_f64().unwrap() > 0.0);
     let checks = value["checks"].as_array().unwrap();
     assert!(checks.len() >= 5, "{checks:?}");

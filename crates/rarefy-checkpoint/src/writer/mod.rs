@@ -136,6 +136,7 @@ pub struct CheckpointWriter {
     format: OutputFormat,
     run_key: String,
     shard_bytes: u64,
+    files: Vec<(String, Vec<u8>)>,
     staging: Staging,
 }
 
@@ -189,6 +190,7 @@ impl CheckpointWriter {
             format,
             run_key: run_key.into(),
             shard_bytes: assemble::SHARD_BYTES,
+            files: Vec::new(),
             staging,
         })
     }
@@ -197,6 +199,13 @@ impl CheckpointWriter {
     #[must_use]
     pub fn with_shard_bytes(mut self, bytes: u64) -> Self {
         self.shard_bytes = bytes;
+        self
+    }
+
+    /// Adds a small file of this name to the folder; it appears together with the weights.
+    #[must_use]
+    pub fn with_file(mut self, name: &str, bytes: Vec<u8>) -> Self {
+        self.files.push((name.into(), bytes));
         self
     }
 
@@ -317,6 +326,10 @@ impl CheckpointWriter {
                 let to = dir.join(name);
                 write_synced(&to, &mut |w| put(w, &to, &bytes))?;
             }
+        }
+        for (name, bytes) in &self.files {
+            let to = dir.join(name);
+            write_synced(&to, &mut |w| put(w, &to, bytes))?;
         }
         let record = record::with_run(run_record, &self.run_key, &files);
         assemble::write_json(&dir.join(record::FILE), &record)?;

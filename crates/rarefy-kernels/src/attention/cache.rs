@@ -7,7 +7,7 @@ use crate::{AlignedBuf, KernelError};
 const NAME: &str = "kv-cache";
 
 /// `k` and `v` of one layer: per key-value head rows `[capacity][d]`, filled from the front. All memory is taken at once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KvCache<T: RowValue> {
     kv_heads: usize,
     d: usize,

@@ -1,6 +1,7 @@
 //! The label cache: a few channels of every key, laid out for scoring.
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{length, product};
 use crate::lanes::{LANES, Lanes, RowValue, prefetch};
@@ -12,9 +13,11 @@ const NAME: &str = "label-cache";
 const AHEAD: usize = 4096;
 
 /// How labels are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LabelKind {
     /// 4 bytes per label: exact for f32 and bf16 keys.
+    #[default]
     F32,
     /// 2 bytes per label: exact for bf16 keys.
     Bf16,
@@ -35,7 +38,7 @@ impl LabelKind {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Store {
     F32(AlignedBuf<f32>),
     Bf16(AlignedBuf<bf16>),
@@ -49,7 +52,7 @@ enum Store {
 /// keys, as a view of them would read the same cache lines as the dense attention. int8 and int4 quantise the
 /// labels of one token between their minimum and maximum, `step = (max - min) / (2^b - 1)`; the error of a label is at
 /// most half a step.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LabelCache {
     kv_heads: usize,
     d: usize,

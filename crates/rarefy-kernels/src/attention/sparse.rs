@@ -18,7 +18,8 @@ const NAME: &str = "double-sparse-attention";
 pub enum Grouping {
     /// One list for the group, by the sum of its heads' scores: labels, keys and values are read once.
     Summed,
-    /// One list per query head: the published rule, at the price of a reading per query head.
+    /// One list per query head: the published rule, at the price of a reading per query head. The labels may then be those of the query
+    /// heads, each with channels of its own: a [`LabelCache`] of as many heads, given the keys of a group once per query head.
     PerHead,
 }
 
@@ -88,7 +89,10 @@ pub fn attend_double_sparse_with<T: RowValue>(
     if plan.kept == 0 {
         return bad("kept", "0".to_owned(), "at least 1");
     }
-    if (labels.kv_heads(), labels.d(), labels.len()) != (cache.kv_heads(), cache.d(), cache.len()) {
+    let is_own = plan.grouping == Grouping::PerHead && labels.kv_heads() == query.heads;
+    if (labels.kv_heads() != cache.kv_heads() && !is_own)
+        || (labels.d(), labels.len()) != (cache.d(), cache.len())
+    {
         let value = format!("{} heads, d = {}, {} tokens", labels.kv_heads(), labels.d(), labels.len());
         return bad("labels", value, "those of the cache");
     }
@@ -188,12 +192,15 @@ impl<T: RowValue> Job for OneHead<'_, T> {
         let head = Head { keys: cache.keys(h), values: cache.values(h), d };
         // Heads that share a list go together.
         let together = if plan.grouping == Grouping::Summed { group } else { 1 };
-        for (q, out) in q.chunks_exact(together * d).zip(out.chunks_exact_mut(together * d)) {
+        let is_own = labels.kv_heads() > cache.kv_heads();
+        for (t, (q, out)) in q.chunks_exact(together * d).zip(out.chunks_exact_mut(together * d)).enumerate()
+        {
             if list.len() < n {
-                for (sum, c) in label_q.iter_mut().zip(labels.channels(h)) {
+                let head = if is_own { h * group + t } else { h };
+                for (sum, c) in label_q.iter_mut().zip(labels.channels(head)) {
                     *sum = q.chunks_exact(d).map(|q| q[*c as usize]).sum();
                 }
-                Select { labels, head: h, q: label_q, keys, out: list }.run(l);
+                Select { labels, head, q: label_q, keys, out: list }.run(l);
             } else {
                 list.iter_mut().enumerate().for_each(|(j, t)| *t = j as u32);
             }

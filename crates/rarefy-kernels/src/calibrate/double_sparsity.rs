@@ -10,13 +10,16 @@
 //! Differs:  from the reference code: every block counts (there the accumulator is overwritten and only the last one does).
 //! Fails on: sizes that do not fit, no block yet → [`KernelError`].
 
+use serde::{Deserialize, Serialize};
+
 use crate::KernelError;
 use crate::error::{length, product};
 
 const NAME: &str = "double-sparsity";
 
 /// What makes a channel important; `q` and `k` belong to one head and channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Importance {
     /// Mean of `|q_t k_t|`: every token with itself. The default of the reference code.
     Qk,

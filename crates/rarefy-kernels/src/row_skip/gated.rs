@@ -92,6 +92,18 @@ impl<T: RowValue> GatedMlp<T> {
     pub fn bytes(&self) -> usize {
         self.gate.data.bytes() + self.up.data.bytes() + self.down.data.bytes()
     }
+    /// The gate projection, `[d_ff, d_in]`.
+    pub fn gate_rows(&self) -> &[T] {
+        self.gate.data.as_slice()
+    }
+    /// The up projection, `[d_ff, d_in]`.
+    pub fn up_rows(&self) -> &[T] {
+        self.up.data.as_slice()
+    }
+    /// The down projection transposed, `[d_ff, d_out]`.
+    pub fn down_rows(&self) -> &[T] {
+        self.down.data.as_slice()
+    }
     /// Elements of scratch for `n` tokens; the content does not matter.
     pub fn scratch_len(&self, n: usize) -> usize {
         self.plan.scratch_len(n)

@@ -65,6 +65,10 @@ impl<T: RowValue> SkipLinear<T> {
     pub fn bytes(&self) -> usize {
         self.columns.data.bytes()
     }
+    /// The transposed weight, `[d_in, d_out]`.
+    pub fn columns(&self) -> &[T] {
+        self.columns.data.as_slice()
+    }
     /// Elements of scratch for `n` tokens; the content does not matter.
     pub fn scratch_len(&self, n: usize) -> usize {
         self.plan.scratch_len(n)

@@ -29,6 +29,8 @@ pub use filter::LayerFilter;
 pub use plan::{MemoryItem, MemoryPhase, MemoryPlan};
 pub use report::{Calibration, Event, Progress, PruneReport, SkippedLayer, Totals};
 
+pub(crate) use self::stream::observe;
+
 use self::job::Job;
 use crate::{LayerPruner, PruneError, SettingError, methods};
 
@@ -122,7 +124,7 @@ impl PruneRun {
         let needs = self.pruner.needs();
         let calibration = if needs.any() { calibration } else { &[] };
         if needs.any() {
-            self.check_calibration(source, calibration)?;
+            check_calibration(self.pruner.info().slug, source, calibration)?;
         }
         let plan = Plan::new(source, &self.settings.filter, &*self.pruner)?;
         let length = calibration.iter().map(Vec::len).max().unwrap_or(0);
@@ -173,27 +175,32 @@ impl PruneRun {
             _ => Ok(()),
         }
     }
+}
 
-    fn check_calibration(&self, source: &Checkpoint, calibration: &[Vec<u32>]) -> Result<(), PruneError> {
-        let empty = |what: String| PruneError::EmptyCalibration { method: self.pruner.info().slug, what };
-        if calibration.is_empty() {
-            return Err(empty("there is no sequence".into()));
-        }
-        let (vocab_size, max) = (source.config().vocab_size, source.config().max_positions);
-        for (sequence, tokens) in calibration.iter().enumerate() {
-            if tokens.is_empty() {
-                return Err(empty(format!("sequence {sequence} is empty")));
-            }
-            if tokens.len() > max {
-                return Err(PruneError::SequenceTooLong { sequence, len: tokens.len(), max });
-            }
-            if let Some(position) = tokens.iter().position(|&t| t as usize >= vocab_size) {
-                let token = tokens[position];
-                return Err(PruneError::TokenOutOfRange { sequence, position, token, vocab_size });
-            }
-        }
-        Ok(())
+/// Refuses sequences that the model cannot take.
+pub(crate) fn check_calibration(
+    method: &'static str,
+    source: &Checkpoint,
+    calibration: &[Vec<u32>],
+) -> Result<(), PruneError> {
+    let empty = |what: String| PruneError::EmptyCalibration { method, what };
+    if calibration.is_empty() {
+        return Err(empty("there is no sequence".into()));
     }
+    let (vocab_size, max) = (source.config().vocab_size, source.config().max_positions);
+    for (sequence, tokens) in calibration.iter().enumerate() {
+        if tokens.is_empty() {
+            return Err(empty(format!("sequence {sequence} is empty")));
+        }
+        if tokens.len() > max {
+            return Err(PruneError::SequenceTooLong { sequence, len: tokens.len(), max });
+        }
+        if let Some(position) = tokens.iter().position(|&t| t as usize >= vocab_size) {
+            let token = tokens[position];
+            return Err(PruneError::TokenOutOfRange { sequence, position, token, vocab_size });
+        }
+    }
+    Ok(())
 }
 
 /// Everything that determines the result, as one word.
@@ -205,7 +212,7 @@ fn run_key(report: &PruneReport) -> Result<String, PruneError> {
     Ok(format!("{}-{:032x}", report.method, hash.digest128()))
 }
 
-fn describe(calibration: &[Vec<u32>]) -> Calibration {
+pub(crate) fn describe(calibration: &[Vec<u32>]) -> Calibration {
     let mut hash = Xxh3::new();
     for tokens in calibration {
         hash.update(&(tokens.len() as u64).to_le_bytes());

@@ -110,6 +110,62 @@ impl Activations {
     }
 }
 
+/// Told the index of a block, the block, its device, and `[layers][sequences]` of inputs.
+pub(crate) type Visit<'a> =
+    dyn FnMut(usize, &Block, &Device, &[Vec<Vec<f32>>]) -> Result<(), PruneError> + 'a;
+
+/// Streams the sequences through the dense model. Each block is shown to `visit` together with the inputs of some of its layers,
+/// for each layer one list of rows per sequence; besides the hidden states these inputs are all that is held. `seen` is told how many sequences went
+/// through blocks, and of how many.
+pub(crate) fn observe(
+    source: &Checkpoint,
+    calibration: &[Vec<u32>],
+    linears: &[&str],
+    seen: &mut dyn FnMut(usize, usize),
+    visit: &mut Visit<'_>,
+) -> Result<(), PruneError> {
+    struct Inputs<'a>(&'a [&'a str], Vec<Vec<f32>>);
+    impl Tap for Inputs<'_> {
+        fn wants(&self, linear: &str) -> bool {
+            self.0.contains(&linear)
+        }
+        fn see(&mut self, linear: &str, x: &[f32], _n_tokens: usize) {
+            for (name, input) in self.0.iter().zip(&mut self.1) {
+                if *name == linear {
+                    *input = x.to_vec();
+                }
+            }
+        }
+    }
+    let mut states = Activations::embed(source, calibration)?;
+    let (blocks, n) = (source.config().n_layers, calibration.len());
+    for index in 0..blocks {
+        let block = Block::load(source, index, &states.device)?;
+        source.release_pages();
+        let mut inputs = vec![Vec::with_capacity(n); linears.len()];
+        for (s, tokens) in calibration.iter().enumerate() {
+            let x = std::mem::take(&mut states.sequences[s]);
+            let mut tap = Inputs(linears, vec![Vec::new(); linears.len()]);
+            states.sequences[s] = values(block.forward(states.tensor(x), &mut tap))?;
+            for ((linear, input), of_linear) in linears.iter().zip(tap.1).zip(&mut inputs) {
+                let width = input.len() / tokens.len();
+                if let Some(first) = input.iter().position(|v| !v.is_finite()) {
+                    return Err(PruneError::NonFiniteInput {
+                        layer: format!("block {index}, {linear}"),
+                        count: input.iter().filter(|v| !v.is_finite()).count(),
+                        sequence: s,
+                        token: first / width.max(1),
+                    });
+                }
+                of_linear.push(input);
+            }
+            seen(index * n + s + 1, blocks * n);
+        }
+        visit(index, &block, &states.device, &inputs)?;
+    }
+    Ok(())
+}
+
 fn values(x: Tensor<3>) -> Result<Vec<f32>, PruneError> {
     x.into_data().try_into_vec::<f32>().map_err(|e| PruneError::Activations(format!("{e:?}")))
 }

@@ -1,5 +1,7 @@
 //! The registry of post-training methods.
 
+mod cats;
+mod double_sparsity;
 mod magnitude;
 mod sparsegpt;
 mod wanda;
@@ -7,11 +9,13 @@ mod wanda;
 use rarefy_sparsity::MethodInfo;
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use cats::{Cats, CatsPlace, CatsSettings};
+pub use double_sparsity::{DoubleSparsity, DoubleSparsitySettings};
 pub use magnitude::{Magnitude, MagnitudeSettings};
 pub use sparsegpt::{MaskRule, SparseGpt, SparseGptSettings};
 pub use wanda::{Granularity, Wanda, WandaSettings};
 
-use crate::{LayerPruner, PruneError, SettingError};
+use crate::{LayerPruner, PruneError, RuleMethod, SettingError};
 
 /// One row of the registry.
 #[derive(Debug)]
@@ -28,6 +32,22 @@ pub struct MethodEntry {
 
 /// All methods of this crate.
 pub const METHODS: &[&MethodEntry] = &[&magnitude::ENTRY, &wanda::ENTRY, &sparsegpt::ENTRY];
+
+/// One row of the registry of methods that write rules for running a model instead of zeros.
+#[derive(Debug)]
+pub struct RuleEntry {
+    /// Name on the command line, paper, family, maturity.
+    pub info: &'static MethodInfo,
+    /// Name of the published experiment that exercises the method, and of its specification.
+    pub repro: &'static str,
+    /// The settings with all defaults, as JSON.
+    pub defaults: fn() -> serde_json::Value,
+    /// Builds the method from JSON settings; absent keys take their defaults.
+    pub build: fn(&serde_json::Value) -> Result<Box<dyn RuleMethod>, PruneError>,
+}
+
+/// All methods of this crate that write rules.
+pub const RULE_METHODS: &[&RuleEntry] = &[&cats::ENTRY, &double_sparsity::ENTRY];
 
 /// Finds a method by its name.
 ///
@@ -92,6 +112,17 @@ mod tests {
             assert_eq!(again.settings(), built.settings());
             let fixed = (method.build)(&json!({"pattern": "1:4", "sparsity": 0.5})).unwrap().settings();
             assert_eq!(fixed["sparsity"], json!(0.75), "what is recorded is what was done");
+        }
+    }
+
+    #[test]
+    fn rule_methods_build_from_what_they_record() {
+        for method in RULE_METHODS {
+            let built = (method.build)(&serde_json::Value::Null).unwrap();
+            assert_eq!((built.settings(), built.info()), ((method.defaults)(), method.info));
+            assert_eq!(method.repro, method.info.slug);
+            let error = (method.build)(&json!({"sparsty": 0.5})).err().unwrap().to_string();
+            assert!(error.contains("sparsty") && error.contains(method.info.slug), "{error}");
         }
     }
 

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use rarefy_checkpoint::{Checkpoint, Storage};
 use rarefy_kernels::bench::{BenchReport, BenchSpec, Kind};
 use rarefy_kernels::{bandwidth, cpu_features};
-use rarefy_models::{CausalLm, LoadOptions, PackedPolicy};
+use rarefy_models::{CausalLm, InputThresholds, LoadOptions, PackedPolicy, Rules};
 use serde_json::json;
 
 use super::error::nearest;
-use super::model::ModelArg;
+use super::model::{ModelArg, realised_lines, rules};
 use super::{CliError, CliResult, Context, bytes, classifier};
 use crate::measure;
 
@@ -31,6 +31,9 @@ pub(crate) struct BenchArgs {
     /// Timed calls of each kernel with `--shape`, or images when MODEL is an image classifier
     #[arg(long, value_name = "N", default_value_t = 25)]
     pub(in crate::cli) passes: usize,
+    /// Ignore the folder's rules of idle neurons and distant tokens, with MODEL
+    #[arg(long, conflicts_with = "shape")]
+    pub(in crate::cli) dense: bool,
     /// Tokens to decode with MODEL
     #[arg(long, value_name = "N", default_value_t = 64)]
     tokens: usize,
@@ -201,10 +204,26 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
         .tensors()
         .values()
         .any(|t| matches!(t.storage, Storage::BitmaskPanel | Storage::NmPacked { .. }));
-    let load = |packed| CausalLm::load(&checkpoint, LoadOptions { packed, ..LoadOptions::default() });
-    let mut runs = vec![("dense", load(PackedPolicy::DenseAlways)?)];
+    let own = rules(&checkpoint, args.dense, context)?;
+    let load = |packed, rules: &Rules| {
+        let rules = rules.clone();
+        CausalLm::load(&checkpoint, LoadOptions { packed, rules, ..LoadOptions::default() })
+    };
+    let none = Rules::default();
+    let mut runs = vec![("dense", load(PackedPolicy::DenseAlways, &none)?)];
     if is_packed {
-        runs.push(("as stored", load(PackedPolicy::AsStored)?));
+        runs.push(("as stored", load(PackedPolicy::AsStored, &none)?));
+    }
+    if !own.is_empty() {
+        // The same kernels with nothing left out: the rival that a rule has to beat.
+        let all = Rules::all(checkpoint.config().n_layers);
+        let all = Rules {
+            mlp: if own.mlp.is_empty() { Vec::new() } else { all.mlp },
+            attention: if own.attention.is_empty() { Vec::new() } else { all.attention },
+            inputs: vec![InputThresholds::default(); own.inputs.len()],
+        };
+        runs.push(("same kernels, all", load(PackedPolicy::AsStored, &all)?));
+        runs.push(("by the rules", load(PackedPolicy::AsStored, &own)?));
     }
     let prompt: Vec<u32> = (0..8).map(|i| i % checkpoint.config().vocab_size as u32).collect();
     context.out.message("timing");
@@ -213,8 +232,9 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
     context.out.message("measuring how fast memory reads");
     let roof = bandwidth::measure_read(context.threads, 5 << 28)?;
     let floor = |model: &CausalLm| model.weight_bytes() as f64 / roof / 1e6;
-    let entry = |i: usize| {
-        runs.get(i).map(|(_, model)| {
+    let at = |name: &str| runs.iter().position(|r| r.0 == name);
+    let entry = |name: &str| {
+        at(name).map(|i| (i, &runs[i].1)).map(|(i, model)| {
             json!({
                 "ms_per_token": times[i],
                 "weight_bytes": model.weight_bytes(),
@@ -223,16 +243,24 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
             })
         })
     };
-    let speedup = times.get(1).map(|stored| times[0] / stored);
+    let speedup = at("as stored").map(|i| times[0] / times[i]);
+    let of_rules = at("by the rules").zip(at("same kernels, all"));
+    // The fastest way of leaving nothing out is what leaving out is compared with.
+    let rules_speedup = of_rules.map(|(i, all)| times[0].min(times[all]) / times[i]);
+    let realised = of_rules.map(|(i, _)| runs[i].1.take_realised());
     let value = json!({
         "model": arg.label(),
         "threads": context.threads,
         "cpu": measure::cpu_name(),
         "read_gb_per_s": roof,
         "tokens": args.tokens,
-        "dense": entry(0),
-        "stored": entry(1),
+        "dense": entry("dense"),
+        "stored": entry("as stored"),
         "speedup": speedup,
+        "same_kernels": entry("same kernels, all"),
+        "by_rules": entry("by the rules"),
+        "rules_speedup": rules_speedup,
+        "realised": realised,
         "packed": is_packed,
     });
     let mut table =
@@ -256,8 +284,13 @@ fn tokens(args: &BenchArgs, arg: &ModelArg, context: &Context) -> CliResult {
             kernels_of(model).iter().map(|(kernel, n)| format!("{n} on {kernel}")).collect();
         text += &format!("{name}: linear layers {}\n", counts.join(", "));
     }
+    if let Some((speedup, found)) = rules_speedup.zip(realised.as_ref()) {
+        text +=
+            &format!("by the rules: {speedup:.2}x the faster of the dense runs\n{}", realised_lines(found));
+    }
     text += &match speedup {
         Some(speedup) => format!("as stored: {speedup:.2}x the dense speed\n"),
+        None if rules_speedup.is_some() => String::new(),
         None => "nothing in this folder is packed: `rarefy convert MODEL -o OUT --format packed` packs it\n"
             .into(),
     };

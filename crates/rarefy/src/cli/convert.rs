@@ -11,7 +11,7 @@ use rarefy_sparsity::detect::detect;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::model::ModelArg;
+use super::model::{ModelArg, say_rules_stay_behind};
 use super::{CliError, CliResult, Context, bytes, cancel};
 
 /// Arguments of `rarefy convert`.
@@ -90,6 +90,7 @@ pub(crate) fn run(args: &ConvertArgs, context: &Context) -> CliResult {
     let format = args.format.output(args.quantize_bits, args.quantize_group)?;
     let source = Checkpoint::open(&args.model.folder()?)?;
     source.check_layout()?;
+    say_rules_stay_behind(&source, context);
     let config = source.config().clone();
     let hash = source.content_hash()?;
     let run_key = format!("convert {format} {hash}");

@@ -100,9 +100,10 @@ fn layers(args: &EstimateArgs) -> CliResult<(String, Vec<Layers>)> {
         return Ok((name.to_owned(), layers_of(&config)));
     }
     match parse_shape(name) {
-        Ok((rows, cols)) => {
-            Ok((name.to_owned(), vec![Layers { names: "matrix".into(), rows, cols, count: 1, is_pruned: true }]))
-        }
+        Ok((rows, cols)) => Ok((
+            name.to_owned(),
+            vec![Layers { names: "matrix".into(), rows, cols, count: 1, is_pruned: true }],
+        )),
         Err(_) => {
             let known: Vec<&str> = ShapeName::ALL.iter().map(|s| s.name()).chain(SHAPE_NAMES).collect();
             Err(super::unknown("shape", name, &known))

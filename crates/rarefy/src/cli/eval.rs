@@ -7,7 +7,7 @@ use rarefy_checkpoint::Checkpoint;
 use rarefy_models::{CausalLm, LoadOptions, perplexity};
 use serde_json::json;
 
-use super::model::ModelArg;
+use super::model::{ModelArg, realised_lines, rules};
 use super::{CliError, CliResult, Context, bytes, classifier, text};
 
 /// Arguments of `rarefy eval`.
@@ -24,6 +24,9 @@ pub(crate) struct EvalArgs {
     /// Tokens of each window [default: 256, or the model's maximum if smaller]
     #[arg(long, value_name = "N")]
     pub(in crate::cli) window: Option<usize>,
+    /// Ignore the folder's rules of idle neurons and distant tokens
+    #[arg(long)]
+    pub(in crate::cli) dense: bool,
     /// Measure on the first N windows only [default: all of a file; 128 of the generator]
     #[arg(long, value_name = "N")]
     pub(in crate::cli) max_windows: Option<usize>,
@@ -75,7 +78,9 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> CliResult {
     let wanted = window.saturating_mul(max_windows.unwrap_or(0));
     let source = if args.builtin_text { ModelArg::Builtin } else { args.model.clone() };
     let text = text::held_out(&source, &tokenizer, args.text.as_deref(), wanted)?;
-    let model = CausalLm::load(&checkpoint, LoadOptions::default())?;
+    let rules = rules(&checkpoint, args.dense, context)?;
+    let has_rules = !rules.is_empty();
+    let model = CausalLm::load(&checkpoint, LoadOptions { rules, ..LoadOptions::default() })?;
     let mut progress = None;
     let found = perplexity(
         &model,
@@ -90,6 +95,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> CliResult {
         progress.finish();
     }
     let found = found?;
+    let realised = model.take_realised();
     let convention = convention(window, found.windows, found.tokens);
     let seconds = started.elapsed().as_secs_f64();
     let value = json!({
@@ -103,12 +109,14 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> CliResult {
         "ppl": found.ppl,
         "floor_ppl": text.floor_ppl,
         "weight_bytes": model.weight_bytes(),
+        "realised": has_rules.then_some(&realised),
         "seconds": seconds,
     });
     let mut lines = format!("perplexity {:.4}\n", found.ppl);
     if let Some(floor) = text.floor_ppl {
         lines += &format!("entropy floor {floor:.4}: the perplexity of the generator of this text itself\n");
     }
+    lines += &realised_lines(&realised);
     context.out.message(&format!("text: {}", text.source));
     context.out.message(&convention);
     context.out.detail(&format!("weights in memory {}, {seconds:.1} s", bytes(model.weight_bytes() as u64)));

@@ -7,7 +7,7 @@ use rarefy_checkpoint::Checkpoint;
 use rarefy_models::{CausalLm, LoadOptions, PackedPolicy, Sampling, generate};
 use serde_json::json;
 
-use super::model::ModelArg;
+use super::model::{ModelArg, realised_lines, rules};
 use super::{CliError, CliResult, Context, text};
 
 /// Arguments of `rarefy generate`.
@@ -27,7 +27,7 @@ pub(crate) struct GenerateArgs {
     /// Sample among the most likely tokens that hold this share of the probability
     #[arg(long, value_name = "P", requires = "temperature")]
     top_p: Option<f64>,
-    /// Run packed weights as dense ones
+    /// Run packed weights as dense ones, and ignore the folder's rules of idle neurons and distant tokens
     #[arg(long)]
     dense: bool,
 }
@@ -54,7 +54,9 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> CliResult {
         ));
     }
     let packed = if args.dense { PackedPolicy::DenseAlways } else { PackedPolicy::AsStored };
-    let model = CausalLm::load(&checkpoint, LoadOptions { packed, ..LoadOptions::default() })?;
+    let rules = rules(&checkpoint, args.dense, context)?;
+    let has_rules = !rules.is_empty();
+    let model = CausalLm::load(&checkpoint, LoadOptions { packed, rules, ..LoadOptions::default() })?;
     let mut new = Vec::new();
     let mut shown = String::new();
     let mut problem: CliResult = Ok(());
@@ -79,6 +81,7 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> CliResult {
     problem?;
     outcome?;
     let seconds = started.elapsed().as_secs_f64();
+    let realised = model.take_realised();
     let per_token = seconds * 1e3 / new.len().max(1) as f64;
     if context.out.json {
         return context.out.json_value(&json!({
@@ -89,9 +92,13 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> CliResult {
             "tokens": new,
             "seconds": seconds,
             "ms_per_token": per_token,
+            "realised": has_rules.then_some(&realised),
         }));
     }
     context.out.data("")?;
+    for line in realised_lines(&realised).lines() {
+        context.out.message(line);
+    }
     context.out.detail(&format!("{} tokens, {per_token:.2} ms each", new.len()));
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `rarefy methods`: the table of methods, from the registries.
 
+use rarefy_prune::{METHODS, RULE_METHODS};
 use serde_json::json;
 
 use super::{CliResult, Context};
@@ -14,7 +15,11 @@ pub(crate) fn run(_args: &MethodsArgs, context: &Context) -> CliResult {
         let list: Vec<_> = registry::all()
             .into_iter()
             .map(|info| {
-                let entry = rarefy_prune::METHODS.iter().find(|m| m.info.slug == info.slug);
+                let pruning =
+                    METHODS.iter().find(|m| m.info.slug == info.slug).map(|m| (m.repro, m.defaults));
+                let rules =
+                    RULE_METHODS.iter().find(|m| m.info.slug == info.slug).map(|m| (m.repro, m.defaults));
+                let entry = pruning.or(rules);
                 json!({
                     "slug": info.slug,
                     "name": info.name,
@@ -24,8 +29,8 @@ pub(crate) fn run(_args: &MethodsArgs, context: &Context) -> CliResult {
                     "maturity": info.maturity,
                     "summary": info.summary,
                     // Methods of the other crates have an experiment of their own name, and no settings beside the flags.
-                    "repro": entry.map_or(info.slug, |m| m.repro),
-                    "settings": entry.map(|m| (m.defaults)()),
+                    "repro": entry.map_or(info.slug, |(repro, _)| repro),
+                    "settings": entry.map(|(_, defaults)| defaults()),
                 })
             })
             .collect();

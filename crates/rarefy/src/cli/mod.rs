@@ -15,6 +15,7 @@ mod model;
 mod output;
 mod prune;
 mod prune_options;
+mod prune_rules;
 mod quickstart;
 mod repro;
 mod synth;

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use rarefy_checkpoint::Checkpoint;
+use rarefy_models::{ModelError, Realised, Rules, SparseActivations, SparseAttention, SparseFiles};
+
 use super::error::{CliError, CliResult};
+use super::{Context, percent};
 use crate::builtin;
 
 /// MODEL as the user gave it.
@@ -47,6 +51,54 @@ impl ModelArg {
             Self::Folder(folder) => folder.display().to_string(),
         }
     }
+}
+
+/// The rules that a folder brings, none with `--dense`; says which.
+///
+/// # Errors
+/// A file of rules that is damaged or of another model.
+pub(crate) fn rules(checkpoint: &Checkpoint, dense: bool, context: &Context) -> CliResult<Rules> {
+    if dense {
+        return Ok(Rules::default());
+    }
+    let files = SparseFiles::open(checkpoint.dir(), checkpoint.config()).map_err(ModelError::from)?;
+    if let Some(a) = &files.activations {
+        let what = if a.inputs.is_empty() { "neurons" } else { "inputs of all matrices" };
+        context.out.message(&format!("{what} are skipped by {}, aimed at {}", a.method, percent(a.share)));
+    }
+    if let Some(a) = &files.attention {
+        context.out.message(&format!(
+            "at most {} tokens are attended to, by {} ({} channels), from block {} on",
+            a.kept,
+            a.method,
+            a.rank(),
+            a.dense_layers
+        ));
+    }
+    Ok(files.rules())
+}
+
+/// Says that a new folder will not have the rules of its source.
+pub(crate) fn say_rules_stay_behind(source: &Checkpoint, context: &Context) {
+    let names = [SparseActivations::FILE, SparseAttention::FILE];
+    if let Some(name) = names.into_iter().find(|n| source.dir().join(n).is_file()) {
+        context.out.warn(&format!("`{name}` is not carried over: the new folder has to be calibrated again"));
+    }
+}
+
+/// What the rules left out, a line for each kind; nothing without rules.
+pub(crate) fn realised_lines(found: &Realised) -> String {
+    let mut lines = String::new();
+    if let Some(share) = found.mlp_mean() {
+        lines += &format!("idle neurons {}\n", percent(share));
+    }
+    if let Some(share) = found.inputs_mean() {
+        lines += &format!("weights not read, their inputs being small, {}\n", percent(share));
+    }
+    if let Some(share) = found.attention_mean() {
+        lines += &format!("visible tokens not attended to {}, mean over the blocks\n", percent(share));
+    }
+    lines
 }
 
 /// Refuses an output folder that is the model itself.

@@ -6,13 +6,13 @@ use rarefy_checkpoint::{Checkpoint, CheckpointError, Logical, Storage, WriteSumm
 use rarefy_data::random_windows;
 use rarefy_prune::{
     ErrorKind, Event, LayerFilter, LayerReport, METHODS, MemoryPlan, PruneError, PruneReport, PruneRun,
-    RunSettings,
+    RULE_METHODS, RunSettings,
 };
 use rarefy_sparsity::{Pattern, check_sparsity};
 use serde_json::{Map, Value, json};
 
 use super::convert::{Format, already_complete};
-use super::model::{ModelArg, refuse_same};
+use super::model::{ModelArg, refuse_same, say_rules_stay_behind};
 use super::prune_options::PruneOptions;
 use super::{
     CliError, CliResult, Context, Output, Progress, bytes, cancel, classifier, memory, percent, text, unknown,
@@ -22,7 +22,7 @@ use super::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct PruneArgs {
     /// Model folder, or `builtin`
-    model: ModelArg,
+    pub(super) model: ModelArg,
     /// Folder to write; it appears complete or not at all
     #[arg(long, short, value_name = "DIR", help_heading = "Output")]
     pub(in crate::cli) output: PathBuf,
@@ -56,11 +56,15 @@ pub(crate) fn run(args: &PruneArgs, context: &Context) -> CliResult {
         refuse_same(folder, &args.output)?;
         return classifier::prune(folder, args, &options, context);
     }
+    if let Some(entry) = RULE_METHODS.iter().find(|m| options.method.as_deref() == Some(m.info.slug)) {
+        return super::prune_rules::run(entry, args, &options, context);
+    }
     let run = build(&options, args.overwrite, seed)?;
     let folder = args.model.folder()?;
     refuse_same(&folder, &args.output)?;
     let source = Checkpoint::open(&folder)?;
     source.check_layout()?;
+    say_rules_stay_behind(&source, context);
     say_what_is_decoded(&source, &options, context);
     let calibration = calibration(args, &options, &run, &source, seed, context)?;
 
@@ -114,7 +118,7 @@ fn say_what_is_decoded(source: &Checkpoint, options: &PruneOptions, context: &Co
 
 /// The method with its settings, and how to run it.
 fn build(options: &PruneOptions, overwrite: bool, seed: u64) -> CliResult<PruneRun> {
-    let names: Vec<&str> = METHODS.iter().map(|m| m.info.slug).collect();
+    let names: Vec<&str> = crate::registry::all().iter().map(|m| m.slug).collect();
     let Some(method) = &options.method else {
         return Err(CliError::usage(
             "a method is needed: `--method NAME`",
@@ -155,6 +159,13 @@ fn settings(options: &PruneOptions, method: &str, defaults: &Value) -> CliResult
     let mut given = Map::new();
     pattern(options, &mut given)?;
     let others = [
+        ("where", "where", options.place.map(|p| json!(p))),
+        ("tokens", "tokens", options.tokens.map(|a| json!(a))),
+        ("labels", "labels", options.labels.map(|l| json!(l))),
+        ("channels", "channels", options.channels.map(|a| json!(a))),
+        ("importance", "importance", options.importance.map(|i| json!(i))),
+        ("grouping", "grouping", options.grouping.map(|g| json!(g))),
+        ("dense-layers", "dense_layers", options.dense_layers.map(Value::from)),
         ("blocksize", "block_size", options.blocksize.map(Value::from)),
         ("percdamp", "percdamp", options.percdamp.map(Value::from)),
         ("quantize-bits", "quantize_bits", options.quantize_bits.map(Value::from)),
@@ -167,8 +178,9 @@ fn settings(options: &PruneOptions, method: &str, defaults: &Value) -> CliResult
     for (flag, key, value) in others {
         let Some(value) = value else { continue };
         if defaults.get(key).is_none() {
-            let having: Vec<&str> =
-                METHODS.iter().filter(|m| (m.defaults)().get(key).is_some()).map(|m| m.info.slug).collect();
+            let all = METHODS.iter().map(|m| (m.info.slug, (m.defaults)()));
+            let all = all.chain(RULE_METHODS.iter().map(|m| (m.info.slug, (m.defaults)())));
+            let having: Vec<&str> = all.filter(|(_, d)| d.get(key).is_some()).map(|(slug, _)| slug).collect();
             return Err(CliError::usage(
                 format!("method `{method}` has no setting `{flag}`"),
                 format!("leave it out; it belongs to {}", having.join(", ")),
@@ -227,6 +239,17 @@ fn calibration(
         }
         return Ok(Vec::new());
     }
+    draw(args, options, source, seed, context)
+}
+
+/// Sequences drawn from the calibration text.
+pub(super) fn draw(
+    args: &PruneArgs,
+    options: &PruneOptions,
+    source: &Checkpoint,
+    seed: u64,
+    context: &Context,
+) -> CliResult<Vec<Vec<u32>>> {
     let tokenizer = text::tokenizer(source)?;
     let samples = options.samples.unwrap_or(SAMPLES);
     let longest = source.config().max_positions;

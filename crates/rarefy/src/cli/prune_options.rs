@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
+use rarefy_kernels::attention::LabelKind;
+use rarefy_kernels::calibrate::double_sparsity::Importance;
+use rarefy_models::Grouping;
+use rarefy_prune::methods::CatsPlace;
 use rarefy_sparsity::Pattern;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +21,7 @@ pub(crate) struct PruneOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) method: Option<String>,
 
-    /// Fraction of zeros in every pruned layer, in [0, 1)
+    /// Fraction of zeros in every pruned layer, in [0, 1); for cats the share of idle neurons
     #[arg(long, value_name = "S", help_heading = "What to prune")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sparsity: Option<f64>,
@@ -67,6 +71,41 @@ pub(crate) struct PruneOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) format: Option<super::convert::Format>,
 
+    /// What the cutoff of cats is on: the gates, or the inputs of all matrices [default: gate]
+    #[arg(long = "where", value_name = "gate|all", value_parser = word::<CatsPlace>, help_heading = "Method settings")]
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<CatsPlace>,
+
+    /// Tokens that double-sparsity attends to: a share of the model's context such as 1/16, or a number from 2 on [default: 1/16]
+    #[arg(long, value_name = "T", help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<Amount>,
+
+    /// Channels of each head that double-sparsity looks at: a share such as 1/16, or a number from 2 on [default: 1/16]
+    #[arg(long, value_name = "R", help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) channels: Option<Amount>,
+
+    /// What makes a channel important for double-sparsity: qk, q, k, all-pairs, softmax-weighted, absolute-sum or variance [default: qk]
+    #[arg(long, value_name = "I", value_parser = word::<Importance>, help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) importance: Option<Importance>,
+
+    /// How double-sparsity stores the channels of the keys [default: f32]
+    #[arg(long, value_name = "f32|bf16|int8|int4", value_parser = word::<LabelKind>, help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<LabelKind>,
+
+    /// Whether the query heads of a group share the tokens of double-sparsity, or even have channels of their own [default: summed]
+    #[arg(long, value_name = "summed|per-head|own-channels", value_parser = word::<Grouping>, help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grouping: Option<Grouping>,
+
+    /// First blocks that attend to all tokens with double-sparsity [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Method settings")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dense_layers: Option<usize>,
+
     /// Columns that SparseGPT treats together [default: 128]
     #[arg(long, value_name = "N", help_heading = "Method settings")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,6 +145,49 @@ pub(crate) struct PruneOptions {
     #[arg(long, help_heading = "Method settings")]
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) compat: bool,
+}
+
+/// A share or a number: `1/16`, `0.25`, `64`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "AmountText")]
+pub(crate) struct Amount(pub(crate) f64);
+
+/// How an [`Amount`] stands in a recipe.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AmountText {
+    Number(f64),
+    Text(String),
+}
+
+impl TryFrom<AmountText> for Amount {
+    type Error = String;
+    fn try_from(text: AmountText) -> Result<Self, String> {
+        match text {
+            AmountText::Number(value) => Ok(Self(value)),
+            AmountText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl std::str::FromStr for Amount {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |t: &str| t.trim().parse::<f64>().ok();
+        let value = match text.split_once('/') {
+            Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
+            None => number(text),
+        };
+        value
+            .filter(|v| v.is_finite())
+            .map(Self)
+            .ok_or_else(|| "give a share such as 1/16, or a number".into())
+    }
+}
+
+/// A word of a closed set, as recipes spell it.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.into())).map_err(|e| e.to_string())
 }
 
 /// Weights that compete for a place in the mask.
@@ -202,6 +284,13 @@ impl PruneOptions {
             samples: self.samples.or(base.samples),
             length: self.length.or(base.length),
             format: self.format.or(base.format),
+            place: self.place.or(base.place),
+            tokens: self.tokens.or(base.tokens),
+            channels: self.channels.or(base.channels),
+            importance: self.importance.or(base.importance),
+            labels: self.labels.or(base.labels),
+            grouping: self.grouping.or(base.grouping),
+            dense_layers: self.dense_layers.or(base.dense_layers),
             blocksize: self.blocksize.or(base.blocksize),
             percdamp: self.percdamp.or(base.percdamp),
             quantize_bits: self.quantize_bits.or(base.quantize_bits),
@@ -240,8 +329,19 @@ mod tests {
     fn every_flag_is_a_key_and_the_reverse() {
         let full = "method = 'wanda'\nsparsity = 0.5\npattern = '2:4'\nmin-layer = 0\nmax-layer = 1\n\
             prune-only = 'q'\ninvert = true\ncalibrate = 'a'\nsamples = 1\nlength = 2\nformat = 'packed'\n\
-            blocksize = 3\npercdamp = 0.1\nquantize-bits = 4\nquantize-group = 8\nmask = 'wanda-seq'\ngranularity = 'layer'\nvariant = true\ncompat = true\n";
+            where = 'all'\ntokens = '1/16'\nchannels = 4\nimportance = 'q'\nlabels = 'int4'\ngrouping = 'per-head'\ndense-layers = 1\nblocksize = 3\npercdamp = 0.1\nquantize-bits = 4\nquantize-group = 8\nmask = 'wanda-seq'\ngranularity = 'layer'\nvariant = true\ncompat = true\n";
         let options = parse_recipe(full, Path::new("r.toml")).unwrap();
+        assert_eq!((options.tokens, options.channels), (Some(Amount(0.0625)), Some(Amount(4.0))));
+        for bad in [
+            "tokens = 'x'",
+            "tokens = '1/0'",
+            "importance = 'v'",
+            "grouping = 'all'",
+            "where = 'up'",
+            "labels = 4",
+        ] {
+            assert!(parse_recipe(bad, Path::new("r.toml")).is_err(), "{bad}");
+        }
         let back = toml::Table::try_from(&options).unwrap();
         let mut written: Vec<String> = back.keys().cloned().collect();
         written.sort();

@@ -24,7 +24,9 @@ pub(crate) struct ReproArgs {
 pub(crate) fn run(args: &ReproArgs, context: &Context) -> CliResult {
     let Some(experiment) = repro::find(&args.method) else {
         let mut known: Vec<&str> = EXPERIMENTS.iter().map(|e| e.slug).collect();
-        known.extend(rarefy_prune::METHODS.iter().map(|m| m.info.slug));
+        known.extend(
+            crate::registry::all().iter().map(|m| m.slug).filter(|s| !known.contains(s)).collect::<Vec<_>>(),
+        );
         return Err(unknown("method", &args.method, &known));
     };
     let started = Instant::now();

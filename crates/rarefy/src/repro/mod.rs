@@ -1,10 +1,14 @@
 //! Published experiments, scaled to this machine: one file per specification.
 
 mod block_coordinate_descent;
+mod cats;
 mod convnets;
+mod double_sparsity;
 mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
+mod language;
+mod recall;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 
@@ -62,6 +66,17 @@ impl Check {
         }
     }
 
+    /// `value <= most`.
+    #[must_use]
+    pub fn at_most(name: impl Into<String>, value: f64, most: f64) -> Self {
+        Self {
+            name: name.into(),
+            required: format!("<= {most}"),
+            measured: format!("{value:.4}"),
+            passed: value <= most,
+        }
+    }
+
     /// The named values rise from the first to the last. `may_equal[i]` allows value `i` and `i + 1` to be equal.
     #[must_use]
     pub fn ordered(name: impl Into<String>, values: &[(&str, f64)], may_equal: &[bool]) -> Self {
@@ -109,6 +124,8 @@ pub struct Experiment {
 /// All experiments.
 pub const EXPERIMENTS: &[Experiment] = &[
     sparsegpt_wanda_baselines::EXPERIMENT,
+    cats::EXPERIMENT,
+    double_sparsity::EXPERIMENT,
     fast_sparse_convnets::EXPERIMENT,
     sparsebytenn::EXPERIMENT,
     flash_llm::EXPERIMENT,
@@ -135,6 +152,7 @@ mod tests {
         assert_eq!(Check::ordered("x", &values, &[true]).required, "a <= b < c");
         assert!(!Check::ordered("x", &[("a", f64::NAN), ("b", 1.0)], &[]).passed);
         assert!(!Check::at_least("x", f64::NAN, 1.0).passed);
+        assert!(!Check::at_most("x", f64::NAN, 1.0).passed && Check::at_most("x", 1.0, 1.0).passed);
         assert!(Check::at_least("x", 1.0, 1.0).passed);
     }
 

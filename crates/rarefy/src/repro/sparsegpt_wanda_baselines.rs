@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
-use rarefy_checkpoint::{Checkpoint, OutputFormat, Tokenizer};
-use rarefy_data::{DEFAULT_TEXT_CAP, random_windows, read_text};
+use rarefy_checkpoint::{Checkpoint, OutputFormat};
+use rarefy_data::random_windows;
 use rarefy_models::{CausalLm, LoadOptions, perplexity};
 use rarefy_prune::synthetic::{SyntheticLayer, SyntheticSettings, normal_vec};
 use rarefy_prune::{LayerPruner, LayerStats, LinearLayer, methods};
 use serde_json::{Value, json};
 
+use super::language::subject;
 use super::{Check, Experiment, Outcome, ReproOptions};
-use crate::builtin;
 use crate::cli::CliError;
 use crate::pipeline::{self, Job};
 
@@ -115,45 +115,6 @@ fn range(values: &[f64]) -> Value {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     json!([low, high])
-}
-
-/// A small language model with its texts.
-struct Subject {
-    name: String,
-    checkpoint: Checkpoint,
-    calibration: Vec<u32>,
-    test: Vec<u32>,
-    floor: Option<f64>,
-}
-
-fn subject(options: &ReproOptions<'_>, test_tokens: usize) -> Result<Subject, CliError> {
-    let Some(data) = &options.data else {
-        let checkpoint = Checkpoint::open(&builtin::folder()?)?;
-        let tokenizer = Tokenizer::open(checkpoint.dir())?;
-        let held = builtin::held_out(&tokenizer, test_tokens)?;
-        let calibration = builtin::calibration(&tokenizer, 1 << 16)?;
-        return Ok(Subject {
-            name: "built-in model, text of its generator".into(),
-            checkpoint,
-            calibration,
-            test: held.tokens,
-            floor: Some(held.floor_ppl),
-        });
-    };
-    let folder = data.join("../models/llama-5m");
-    let checkpoint = Checkpoint::open(&folder)?;
-    let tokenizer = Tokenizer::open(&folder)?;
-    let read = |name: &str| -> Result<Vec<u32>, CliError> {
-        let text = read_text(&data.join("text").join(name), DEFAULT_TEXT_CAP)?;
-        Ok(tokenizer.encode(&text)?)
-    };
-    Ok(Subject {
-        name: "llama-5m, WikiText2: calibrated on valid, measured on test".into(),
-        calibration: read("wikitext2.valid.txt.gz")?,
-        test: read("wikitext2.test.txt.gz")?,
-        checkpoint,
-        floor: None,
-    })
 }
 
 /// Experiment 2: perplexity of a small language model.

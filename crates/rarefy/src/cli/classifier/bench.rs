@@ -12,6 +12,7 @@ use crate::cli::{CliError, CliResult, Context, bytes, percent};
 use crate::measure;
 
 pub(in crate::cli) fn bench(folder: &Path, label: &str, args: &BenchArgs, context: &Context) -> CliResult {
+    super::refuse(&[("dense", args.dense)])?;
     if !(1..=100_000).contains(&args.passes) {
         return Err(CliError::usage("`--passes` is out of range", "give 1 to 100000"));
     }

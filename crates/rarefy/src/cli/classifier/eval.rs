@@ -20,6 +20,7 @@ pub(in crate::cli) fn eval(folder: &Path, args: &EvalArgs, context: &Context) ->
         ("builtin-text", args.builtin_text),
         ("window", args.window.is_some()),
         ("max-windows", args.max_windows.is_some()),
+        ("dense", args.dense),
     ])?;
     let Some(images) = &args.images else {
         return Err(CliError::usage(
