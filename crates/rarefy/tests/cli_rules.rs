@@ -75,7 +75,9 @@ fn cutoffs_on_all_inputs_are_followed_too() {
     }
     let ppl = |v: &serde_json::Value| v["ppl"].as_f64().unwrap();
     let dense = eval(text(&out), &["--window", "64", "--dense"]);
-    assert!(ppl(&found) > ppl(&dense) && ppl(&found) < 1.5 * ppl(&dense), "{found} {dense}");
+    // So few windows may even gain a little.
+    assert!((ppl(&found) / ppl(&dense) - 1.0).abs() < 0.2, "{found} {dense}");
+    assert!((ppl(&found) - ppl(&dense)).abs() > 1e-9, "the rule does something");
     let shown = succeed(&["eval", text(&out), "--builtin-text", "--max-windows", "2"]);
     assert!(shown.contains("weights not read"), "{shown}");
     let bench = json(&["bench", text(&out), "--tokens", "4"]);
