@@ -1,11 +1,20 @@
 //! Times transport beside `bench/solve/peers_ot.py`: `transport DATA_DIR TASK [REPEATS]`, one JSON line per run.
-#![allow(missing_docs, clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "a measurement, not a library")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a measurement, not a library"
+)]
 
 use std::time::Instant;
 
 use rarefy_solve::Monitor;
 use rarefy_solve::methods::sinkhorn_newton_sparse::{SnsSettings, SnsVariant, solve as sns};
-use rarefy_solve::transport::{Domain, SinkhornSettings, Transport, sinkhorn};
+use rarefy_solve::transport::{
+    Domain, ExactSettings, SinkhornSettings, Transport, exact, sinkhorn,
+    smooth::{self, SmoothSettings},
+};
 
 /// Little-endian doubles written by the Python side.
 fn read(path: &str) -> Vec<f64> {
@@ -31,7 +40,12 @@ fn main() {
             "kernel" | "log" => {
                 let domain = if name == "log" { Domain::Log } else { Domain::Kernel };
                 let limit = if name == "log" { 50 } else { 100_000 };
-                let s = SinkhornSettings { regularisation: value * range, domain, max_iterations: limit, ..Default::default() };
+                let s = SinkhornSettings {
+                    regularisation: value * range,
+                    domain,
+                    max_iterations: limit,
+                    ..Default::default()
+                };
                 let s = sinkhorn(&t, &s, &mut monitor).unwrap();
                 (s.iterations, s.residuals[0].value + s.residuals[1].value, s.x.cost)
             }
@@ -44,8 +58,21 @@ fn main() {
                 };
                 let s = SnsSettings { eta: 1.0 / (value * range), variant, ..Default::default() };
                 let s = sns(&t, &s, &mut monitor).unwrap();
-                eprintln!("{:?} {} sweeps {} newton {} entries", s.status, s.x.sweeps, s.x.newton_steps, s.x.entries);
+                eprintln!(
+                    "{:?} {} sweeps {} newton {} entries",
+                    s.status, s.x.sweeps, s.x.newton_steps, s.x.entries
+                );
                 (s.iterations, s.residuals[0].value, s.x.cost)
+            }
+            "emd" => {
+                let s = exact(&t, &ExactSettings::default(), &mut monitor).unwrap();
+                (s.iterations, s.residuals[1].value, s.x.cost)
+            }
+            "semidual" => {
+                let s = SmoothSettings { gamma: value, ..Default::default() };
+                let s = smooth::solve(&t, &s, &mut monitor).unwrap();
+                eprintln!("{:?} {:?} most {}", s.status, s.residuals, s.x.most_in_a_column);
+                (s.iterations, s.residuals[0].value + s.residuals[1].value, s.x.cost)
             }
             other => panic!("no task {other}"),
         };

@@ -72,7 +72,7 @@ fn never_nan_down_to_a_ten_thousandth() {
             let s = SinkhornSettings { max_iterations: 200, ..settings(reg, domain) };
             let s = sinkhorn(&t, &s, &mut Monitor::silent()).unwrap();
             assert!(s.x.plan.iter().chain(&s.x.f).chain(&s.x.g).all(|v| v.is_finite()), "{reg}");
-            assert!(s.residual("column sums, l1").unwrap() < 1e-6, "{reg} {:?}", s.residuals);
+            assert!(s.residual("column sums, l1").unwrap() < 1e-9 + 1e-14 / reg, "{reg} {:?}", s.residuals);
             assert!(s.x.cost > 0.0 && s.objective.is_finite());
         }
     }

@@ -2,11 +2,13 @@
 
 pub mod block_coordinate_descent;
 pub mod sinkhorn_newton_sparse;
+pub mod sparsity_constrained_ot;
 
 use rarefy_sparsity::MethodInfo;
 
 /// All methods of this crate, by slug.
-pub const METHODS: &[MethodInfo] = &[block_coordinate_descent::INFO, sinkhorn_newton_sparse::INFO];
+pub const METHODS: &[MethodInfo] =
+    &[block_coordinate_descent::INFO, sinkhorn_newton_sparse::INFO, sparsity_constrained_ot::INFO];
 
 #[cfg(test)]
 mod tests {

@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn exp_against_the_standard_library() {
-        let x: Vec<f64> = (0..200_000).map(|i| -707.9 + f64::from(i) * 0.007_08).chain([0.0, -0.0, 1e-300]).collect();
+        let x: Vec<f64> =
+            (0..200_000).map(|i| -707.9 + f64::from(i) * 0.007_08).chain([0.0, -0.0, 1e-300]).collect();
         let mut y = x.clone();
         ARCH.dispatch(
             #[inline(always)]

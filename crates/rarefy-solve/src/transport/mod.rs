@@ -12,10 +12,13 @@
 //! Choose [`exact`] up to some thousand points, [`sinkhorn`] for a large ε or rough answers,
 //! [`crate::methods::sinkhorn_newton_sparse`] for a small ε and full precision, [`smooth`] for a sparse plan.
 
+mod exact;
 pub(crate) mod exp;
 pub(crate) mod kernel;
 mod problem;
 mod sinkhorn;
+pub mod smooth;
 
+pub use exact::{ExactPlan, ExactSettings, exact};
 pub use problem::Transport;
 pub use sinkhorn::{Domain, EntropicPlan, SinkhornSettings, sinkhorn, sinkhorn_from};

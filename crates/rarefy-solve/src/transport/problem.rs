@@ -61,7 +61,12 @@ impl<'a> Transport<'a> {
     fn build(a: &[f64], b: &[f64], cost: Cow<'a, [f64]>) -> Result<Self, SolveError> {
         check_not_empty("a", "weight", a.len())?;
         check_not_empty("b", "weight", b.len())?;
-        check_dimension("cost", a.len().saturating_mul(b.len()), "weights in `a` times weights in `b`", cost.len())?;
+        check_dimension(
+            "cost",
+            a.len().saturating_mul(b.len()),
+            "weights in `a` times weights in `b`",
+            cost.len(),
+        )?;
         check_finite("a", a)?;
         check_finite("b", b)?;
         check_finite("cost", cost.iter())?;
@@ -98,7 +103,14 @@ impl<'a> Transport<'a> {
         let cost = if (rows.len(), cols.len()) == shape {
             cost
         } else {
-            Cow::Owned(rows.iter().flat_map(|i| { let cost = &cost; cols.iter().map(move |j| cost[i * shape.1 + j]) }).collect())
+            Cow::Owned(
+                rows.iter()
+                    .flat_map(|i| {
+                        let cost = &cost;
+                        cols.iter().map(move |j| cost[i * shape.1 + j])
+                    })
+                    .collect(),
+            )
         };
         let a = rows.iter().map(|i| a[*i]).collect();
         let b = cols.iter().map(|j| b[*j] * (sa / sb)).collect();
@@ -188,15 +200,24 @@ mod tests {
     #[test]
     fn hostile_input() {
         let (a, b, c) = ([0.5, 0.5], [1.0], [1.0, 2.0]);
-        assert!(matches!(Transport::new(&a, &b, &c[..1]), Err(SolveError::Dimension { argument: "cost", .. })));
+        assert!(matches!(
+            Transport::new(&a, &b, &c[..1]),
+            Err(SolveError::Dimension { argument: "cost", .. })
+        ));
         assert!(matches!(Transport::new(&[], &b, &[]), Err(SolveError::Empty { argument: "a", .. })));
         assert!(matches!(Transport::new(&a, &[], &[]), Err(SolveError::Empty { argument: "b", .. })));
         let nan = [f64::NAN; 2];
-        assert!(matches!(Transport::new(&a, &b, &nan), Err(SolveError::NonFinite { argument: "cost", count: 2, .. })));
+        assert!(matches!(
+            Transport::new(&a, &b, &nan),
+            Err(SolveError::NonFinite { argument: "cost", count: 2, .. })
+        ));
         let inf = [f64::INFINITY; 2];
         assert!(matches!(Transport::new(&a, &b, &inf), Err(SolveError::NonFinite { argument: "cost", .. })));
         assert!(matches!(Transport::new(&nan, &b, &c), Err(SolveError::NonFinite { argument: "a", .. })));
-        assert!(matches!(Transport::new(&a, &inf[..1], &c), Err(SolveError::NonFinite { argument: "b", .. })));
+        assert!(matches!(
+            Transport::new(&a, &inf[..1], &c),
+            Err(SolveError::NonFinite { argument: "b", .. })
+        ));
         for bad in [[1.5, -0.5], [0.0, 0.0], [0.5, 0.6], [1e308, 1e308]] {
             let e = Transport::new(&bad, &b, &c).unwrap_err();
             assert!(matches!(e, SolveError::Invalid { .. }), "{e}");

@@ -120,7 +120,11 @@ pub fn sinkhorn_from(
     };
     let span = problem.cost_range() * inverse;
     if !span.is_finite() {
-        return Err(SolveError::setting("regularisation", settings.regularisation, "large enough that cost/ε is finite"));
+        return Err(SolveError::setting(
+            "regularisation",
+            settings.regularisation,
+            "large enough that cost/ε is finite",
+        ));
     }
     let begin = monitor.seconds();
     let mut run = Run { problem, settings, inverse, trace: vec![], iterations: 0 };
@@ -163,7 +167,8 @@ impl Run<'_, '_> {
     /// Reports the error of the state before the iteration; the status with which to end there.
     fn watch(&mut self, f: &[f64], g: &[f64], error: f64, monitor: &mut Monitor<'_>) -> Option<Status> {
         let mass: f64 = self.problem.b().iter().sum();
-        let dual = self.settings.regularisation * (dot(self.problem.a(), f) + dot(self.problem.b(), g) - mass);
+        let dual =
+            self.settings.regularisation * (dot(self.problem.a(), f) + dot(self.problem.b(), g) - mass);
         if let ControlFlow::Break(status) = monitor.record(&mut self.trace, self.iterations, dual, error) {
             return Some(status);
         }
@@ -258,9 +263,19 @@ impl Run<'_, '_> {
             g: problem.expand_side(&scaled(&end.g), false, f64::NEG_INFINITY),
             domain: end.domain,
         };
-        let residuals =
-            vec![Residual { name: "row sums, l1", value: rows }, Residual { name: "column sums, l1", value: columns }];
+        let residuals = vec![
+            Residual { name: "row sums, l1", value: rows },
+            Residual { name: "column sums, l1", value: columns },
+        ];
         let objective = self.trace.last().map_or(x.cost, |t| t.objective);
-        Solution { x, status: end.status, objective, residuals, iterations: self.iterations, trace: self.trace, seconds }
+        Solution {
+            x,
+            status: end.status,
+            objective,
+            residuals,
+            iterations: self.iterations,
+            trace: self.trace,
+            seconds,
+        }
     }
 }

@@ -4,8 +4,10 @@ mod block_coordinate_descent;
 mod convnets;
 mod fast_sparse_convnets;
 mod flashfftconv;
+mod sinkhorn_newton_sparse;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
+mod sparsity_constrained_ot;
 
 use std::path::PathBuf;
 
@@ -112,6 +114,8 @@ pub const EXPERIMENTS: &[Experiment] = &[
     sparsebytenn::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    sinkhorn_newton_sparse::EXPERIMENT,
+    sparsity_constrained_ot::EXPERIMENT,
 ];
 
 /// The experiment of a method or of a specification.
