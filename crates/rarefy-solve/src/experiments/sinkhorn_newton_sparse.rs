@@ -27,7 +27,7 @@ impl Sizes {
     /// A minute at most.
     #[must_use]
     pub fn quick(seed: u64) -> Self {
-        Self { points: 500, timed: 1000, sweeps: 3000, seeds: 1, seed }
+        Self { points: 500, timed: 1000, sweeps: 1200, seeds: 1, seed }
     }
 
     /// The paper's sizes.
@@ -137,8 +137,12 @@ pub fn run(
             ("squared distance", cloud_costs(n, true, sizes.seed)),
         ] {
             let s = once(&c, [&flat, &flat], &SnsSettings { eta, ..Default::default() })?;
-            let plain =
-                SnsSettings { eta, variant: SnsVariant::Sinkhorn, max_sweeps: 2000, ..Default::default() };
+            let plain = SnsSettings {
+                eta,
+                variant: SnsVariant::Sinkhorn,
+                max_sweeps: sizes.sweeps.min(2000),
+                ..Default::default()
+            };
             let p = once(&c, [&flat, &flat], &plain)?;
             let values = vec![
                 ("iterations".into(), s.iterations as f64),

@@ -18,7 +18,7 @@ const HIGHEST: f64 = 709.0;
 /// `eˣ`, within two units in the last place; 0 below −708, infinite above 709. The argument is not NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f64) -> f64 {
-    let clamped = x.max(LOWEST).min(HIGHEST);
+    let clamped = x.clamp(LOWEST, HIGHEST);
     let shifted = clamped.mul_add(LOG2_E, ROUND);
     let k = shifted - ROUND;
     let r = k.mul_add(-LN2_LOW, k.mul_add(-LN2_HIGH, clamped));

@@ -247,3 +247,43 @@ pub(crate) fn scale_plan(plan: &mut [f64], u: &[f64], v: &[f64]) -> Vec<f64> {
         })
         .collect()
 }
+
+/// `⟨C, P⟩`; the column sums of `P` go to `columns`.
+pub(crate) fn totals(plan: &[f64], cost: &[f64], columns: &mut [f64]) -> f64 {
+    let n = columns.len();
+    let mut rows = vec![0.0; plan.len() / n];
+    bands(plan, n, &mut rows, columns, |first, plan, _, columns| {
+        let cost = &cost[first * n..first * n + plan.len()];
+        plan.chunks_exact(n)
+            .zip(cost.chunks_exact(n))
+            .map(|(p, c)| {
+                crate::linop::dense::axpy(1.0, p, columns);
+                crate::linop::dense::dot(p, c)
+            })
+            .sum()
+    })
+}
+
+/// Smallest entry of each row.
+pub(crate) fn row_minima(cost: &[f64], n: usize) -> Vec<f64> {
+    cost.par_chunks(n)
+        .with_min_len((PARALLEL_FROM / n).max(1))
+        .map(|row| {
+            ARCH.dispatch(
+                #[inline(always)]
+                || {
+                    let mut lanes = [f64::INFINITY; LANES];
+                    let smaller = |a: f64, b: f64| if b < a { b } else { a };
+                    let chunks = row.chunks_exact(LANES);
+                    let tail = chunks.remainder().iter().copied().fold(f64::INFINITY, smaller);
+                    for row in chunks {
+                        for l in 0..LANES {
+                            lanes[l] = smaller(lanes[l], row[l]);
+                        }
+                    }
+                    lanes.into_iter().fold(tail, smaller)
+                },
+            )
+        })
+        .collect()
+}

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use faer::MatRef;
+use rayon::prelude::*;
 
 use crate::SolveError;
 use crate::error::{check_dimension, check_finite, check_not_empty};
@@ -69,7 +70,9 @@ impl<'a> Transport<'a> {
         )?;
         check_finite("a", a)?;
         check_finite("b", b)?;
-        check_finite("cost", cost.iter())?;
+        if !cost.par_chunks(1 << 14).all(|c| c.iter().fold(true, |f, v| f & v.is_finite())) {
+            check_finite("cost", cost.iter())?;
+        }
         for (name, w) in [("a", a), ("b", b)] {
             if let Some(i) = w.iter().position(|v| *v < 0.0) {
                 return Err(SolveError::invalid(
@@ -156,8 +159,16 @@ impl<'a> Transport<'a> {
     /// Largest minus smallest cost between points with mass.
     #[must_use]
     pub fn cost_range(&self) -> f64 {
-        let (low, high) =
-            self.cost.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+        let range = |row: &[f64]| {
+            row.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+                (if *v < l { *v } else { l }, if *v > h { *v } else { h })
+            })
+        };
+        let (low, high) = self
+            .cost
+            .par_chunks(1 << 14)
+            .map(range)
+            .reduce(|| (f64::INFINITY, f64::NEG_INFINITY), |x, y| (x.0.min(y.0), x.1.max(y.1)));
         high - low
     }
 

@@ -182,11 +182,9 @@ impl Run<'_, '_> {
     fn kernel(&mut self, g0: Vec<f64>, monitor: &mut Monitor<'_>) -> Result<End, Vec<f64>> {
         let (a, b, cost) = (self.problem.a(), self.problem.b(), self.problem.cost());
         let (m, n) = (a.len(), b.len());
+        let mass: f64 = b.iter().sum();
         // Each row is shifted by its smallest cost: the diagonal scaling absorbs it.
-        let shift: Vec<f64> = cost
-            .chunks_exact(n)
-            .map(|c| c.iter().fold(f64::INFINITY, |l, v| l.min(*v)) * self.inverse)
-            .collect();
+        let shift: Vec<f64> = kernel::row_minima(cost, n).into_iter().map(|c| c * self.inverse).collect();
         let (mut k, mut sums, mut columns) = (vec![0.0; m * n], vec![0.0; m], vec![0.0; n]);
         kernel::gibbs(cost, self.inverse, &shift, &vec![0.0; n], &mut k, &mut sums, &mut columns);
         let top = g0.iter().fold(f64::NEG_INFINITY, |t, v| t.max(*v));
@@ -206,7 +204,10 @@ impl Run<'_, '_> {
             if !(fine(&u) && fine(&columns)) {
                 return Err(v.iter().map(|v| v.ln()).collect());
             }
-            if self.iterations > 0 {
+            // The dual value costs logarithms: every tenth time, and at the end.
+            let ends =
+                error <= self.settings.tolerance * mass || self.iterations >= self.settings.max_iterations;
+            if self.iterations > 0 && (ends || self.iterations % 10 == 1) {
                 let (f, g) = logs(&u_old, &v);
                 if let Some(status) = self.watch(&f, &g, error, monitor) {
                     let row_sums = kernel::scale_plan(&mut k, &u_old, &v);
@@ -251,13 +252,11 @@ impl Run<'_, '_> {
         let problem = self.problem;
         let rows: f64 = end.row_sums.iter().zip(problem.a()).map(|(s, a)| (s - a).abs()).sum();
         let mut sums = vec![0.0; problem.b().len()];
-        for row in end.plan.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(row).for_each(|(s, p)| *s += p);
-        }
+        let cost = kernel::totals(&end.plan, problem.cost(), &mut sums);
         let columns: f64 = sums.iter().zip(problem.b()).map(|(s, b)| (s - b).abs()).sum();
         let scaled = |x: &[f64]| -> Vec<f64> { x.iter().map(|v| v * self.settings.regularisation).collect() };
         let x = EntropicPlan {
-            cost: dot(&end.plan, problem.cost()),
+            cost,
             plan: problem.expand(end.plan),
             f: problem.expand_side(&scaled(&end.f), true, f64::NEG_INFINITY),
             g: problem.expand_side(&scaled(&end.g), false, f64::NEG_INFINITY),

@@ -361,7 +361,7 @@ pub fn solve(
     let (mut x, mut out, mut entries) = (vec![0.0; m], vec![], vec![]);
     let (mut rows, mut cols) = (vec![0.0; m], vec![0.0; n]);
     let (mut cost, mut omega, mut most) = (0.0, 0.0, 0);
-    for j in 0..n {
+    for (j, col) in cols.iter_mut().enumerate() {
         dual.column(z, j, &mut x, &mut out);
         out.retain(|e| e.1 > 0.0);
         out.sort_unstable_by_key(|e| e.0);
@@ -369,7 +369,7 @@ pub fn solve(
         for (i, p) in &out {
             let i = *i as usize;
             rows[i] += p;
-            cols[j] += p;
+            *col += p;
             cost += p * dual.columns[j * m + i];
             omega += match settings.regulariser {
                 Regulariser::Entropy if settings.formulation == Formulation::Dual => p * (p.ln() - 1.0),
