@@ -9,6 +9,7 @@
 //! - [`linop`]: design matrices and linear operators (dense, sparse, Kronecker, masked, implicit);
 //! - [`prox`]: projections and proximal maps;
 //! - [`optim`]: L-BFGS and line searches;
+//! - [`transport`]: optimal transport: Sinkhorn, exact, smoothed;
 //! - [`experiments`]: the published experiments, measured;
 //! - [`methods`]: one module per published method, listed in [`METHODS`].
 
@@ -21,6 +22,7 @@ mod monitor;
 pub mod optim;
 pub mod prox;
 mod solution;
+pub mod transport;
 
 pub use error::SolveError;
 pub use linop::{Column, Csc, Csr, Design, LinOp};

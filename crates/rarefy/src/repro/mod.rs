@@ -9,8 +9,10 @@ mod flash_llm;
 mod flashfftconv;
 mod language;
 mod recall;
+mod sinkhorn_newton_sparse;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
+mod sparsity_constrained_ot;
 
 use std::path::PathBuf;
 
@@ -131,6 +133,8 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    sinkhorn_newton_sparse::EXPERIMENT,
+    sparsity_constrained_ot::EXPERIMENT,
 ];
 
 /// The experiment of a method or of a specification.
