@@ -8,6 +8,7 @@
 //! - [`glm`]: sparse regression and classification: paths, cross-validation, certificates;
 //! - [`linop`]: design matrices and linear operators (dense, sparse, Kronecker, masked, implicit);
 //! - [`prox`]: projections and proximal maps;
+//! - [`sketch`]: the Walsh–Hadamard transform and random sketches, streamed by row blocks;
 //! - [`optim`]: L-BFGS and line searches;
 //! - [`transport`]: optimal transport: Sinkhorn, exact, smoothed;
 //! - [`experiments`]: the published experiments, measured;
@@ -21,6 +22,7 @@ pub mod methods;
 mod monitor;
 pub mod optim;
 pub mod prox;
+pub mod sketch;
 mod solution;
 pub mod transport;
 
