@@ -16,12 +16,14 @@ fn band(m: usize, n: usize) -> usize {
 }
 
 /// Runs `work(first row, rows, out, column sums) -> value` on each band; returns the sum of the values and
-/// adds up the column sums in `columns`.
+/// adds up the column sums in `columns`. Every other pass may go backwards, so that it meets in the cache what the last
+/// one left there.
 fn bands<T: Send>(
     matrix: &[f64],
     n: usize,
     out: &mut [T],
     columns: &mut [f64],
+    backwards: bool,
     work: impl Fn(usize, &[f64], &mut [T], &mut [f64]) -> f64 + Sync,
 ) -> f64 {
     let rows = band(out.len(), n);
@@ -29,16 +31,19 @@ fn bands<T: Send>(
     if rows >= out.len() {
         return work(0, matrix, out, columns);
     }
-    let parts: Vec<(f64, Vec<f64>)> = out
-        .par_chunks_mut(rows)
-        .zip(matrix.par_chunks(rows * n))
-        .enumerate()
-        .map(|(b, (out, matrix))| {
-            let mut columns = vec![0.0; n];
-            let value = work(b * rows, matrix, out, &mut columns);
-            (value, columns)
-        })
-        .collect();
+    let one = |(b, (out, matrix)): (usize, (&mut [T], &[f64]))| {
+        let mut columns = vec![0.0; n];
+        let value = work(b * rows, matrix, out, &mut columns);
+        (value, columns)
+    };
+    let each = out.par_chunks_mut(rows).zip(matrix.par_chunks(rows * n)).enumerate();
+    let parts: Vec<(f64, Vec<f64>)> = if backwards {
+        let mut parts: Vec<_> = each.rev().map(one).collect();
+        parts.reverse();
+        parts
+    } else {
+        each.map(one).collect()
+    };
     let mut total = 0.0;
     for (value, part) in parts {
         total += value;
@@ -90,9 +95,16 @@ pub(crate) fn gibbs(
 }
 
 /// `u ← a/(Kv)` and `columns ← Kᵀu` in one pass; returns `Σ |u_old·Kv − a|`, the row error before.
-pub(crate) fn scale_both(k: &[f64], a: &[f64], v: &[f64], u: &mut [f64], columns: &mut [f64]) -> f64 {
+pub(crate) fn scale_both(
+    k: &[f64],
+    a: &[f64],
+    v: &[f64],
+    u: &mut [f64],
+    columns: &mut [f64],
+    backwards: bool,
+) -> f64 {
     let n = v.len();
-    bands(k, n, u, columns, |first, k, u, columns| {
+    bands(k, n, u, columns, backwards, |first, k, u, columns| {
         let a = &a[first..first + u.len()];
         ARCH.dispatch(
             #[inline(always)]
@@ -169,7 +181,7 @@ pub(crate) fn log_both(
     columns: &mut [f64],
 ) -> f64 {
     let n = g.len();
-    bands(cost, n, f, columns, |first, cost, f, columns| {
+    bands(cost, n, f, columns, false, |first, cost, f, columns| {
         let a = &a[first..first + f.len()];
         let mut w = vec![0.0; n];
         let w = &mut w[..];
@@ -212,7 +224,7 @@ pub(crate) fn log_columns(cost: &[f64], inverse: f64, b: &[f64], f: &[f64], g: &
     }
     let mut f = f.to_vec();
     let mut sums = vec![0.0; n];
-    bands(cost, n, &mut f, &mut sums, |_, cost, f, columns| {
+    bands(cost, n, &mut f, &mut sums, false, |_, cost, f, columns| {
         ARCH.dispatch(
             #[inline(always)]
             || {
@@ -252,7 +264,7 @@ pub(crate) fn scale_plan(plan: &mut [f64], u: &[f64], v: &[f64]) -> Vec<f64> {
 pub(crate) fn totals(plan: &[f64], cost: &[f64], columns: &mut [f64]) -> f64 {
     let n = columns.len();
     let mut rows = vec![0.0; plan.len() / n];
-    bands(plan, n, &mut rows, columns, |first, plan, _, columns| {
+    bands(plan, n, &mut rows, columns, false, |first, plan, _, columns| {
         let cost = &cost[first * n..first * n + plan.len()];
         plan.chunks_exact(n)
             .zip(cost.chunks_exact(n))

@@ -200,7 +200,7 @@ impl Run<'_, '_> {
         };
         loop {
             u_old.copy_from_slice(&u);
-            let error = kernel::scale_both(&k, a, &v, &mut u, &mut columns);
+            let error = kernel::scale_both(&k, a, &v, &mut u, &mut columns, self.iterations % 2 == 1);
             if !(fine(&u) && fine(&columns)) {
                 return Err(v.iter().map(|v| v.ln()).collect());
             }
