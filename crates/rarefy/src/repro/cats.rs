@@ -237,7 +237,8 @@ fn whole_model(options: &mut ReproOptions<'_>, outcome: &mut Outcome) -> Result<
     let name = "speed: tokens/s of a model of TinyLlama's shape at 50 %, over the faster of its dense runs";
     outcome.checks.push(Check::at_least(name, times[0].min(times[1]) / times[2], 1.1));
     outcome.notes.push(format!(
-        "whole model: random weights, thresholds from 96 tokens, {:.0} % idle while timed (prompts included), {} threads;          median over 24 tokens of each run, in turn",
+        "whole model: random weights, thresholds from 96 tokens, {:.0} % idle while timed (prompts included), {} threads; \
+         median over 24 tokens of each run, in turn",
         idle * 100.0,
         rayon::current_num_threads()
     ));
