@@ -158,6 +158,7 @@ fn rows<S: Simd, const R: usize>(simd: S, rows: [&mut [f64]; R]) {
     let n = len / S::F64_LANES;
     // Every row is cut to the same length here, so that the loop needs no checks.
     let heads: [&mut [S::f64s]; R] = std::array::from_fn(|r| &mut std::mem::take(&mut heads[r])[..n]);
+    #[allow(clippy::needless_range_loop, reason = "one index into R rows")]
     for i in 0..n {
         let mut v: [S::f64s; R] = std::array::from_fn(|r| heads[r][i]);
         let mut half = 1;
@@ -236,7 +237,7 @@ mod tests {
             let mut got = x.clone();
             walsh_hadamard(&mut got).unwrap();
             for (i, v) in got.iter().enumerate() {
-                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let want: f64 = x.iter().enumerate().map(|(j, x)| sign(j) * x).sum();
                 assert!((v - want).abs() < 1e-12 * x.len() as f64);
             }

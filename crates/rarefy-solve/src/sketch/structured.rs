@@ -45,7 +45,7 @@ fn aligned_parts(
 #[inline(always)]
 fn entry(values: &[f64], start: usize, row: usize) -> f64 {
     let v = values[row & (values.len() - 1)];
-    if (row & start).count_ones() % 2 == 0 { v } else { -v }
+    if (row & start).count_ones().is_multiple_of(2) { v } else { -v }
 }
 
 /// Subsampled randomised Hadamard transform: `S = R H D/√m` with random signs `D`, the Hadamard
