@@ -21,12 +21,12 @@
 use rarefy_sparsity::formats::quantised::{BitmaskInt8, ScaleSpan};
 use rarefy_sparsity::formats::{BitmaskSettings, ScaleType};
 
-use super::panel::{self, HEIGHT, MAX_TOKENS, Tile};
-use super::{Activations, Shape, activations};
+use super::panel::{self, HEIGHT, Tile};
+use super::{Activations, Call, Shape, activations};
 use crate::error::product;
 use crate::quantised::lanes::Lanes;
 use crate::quantised::lanes::portable::Portable;
-use crate::rows::{self, Out};
+use crate::rows;
 use crate::{AlignedBuf, Isa, KernelError, LinearKernel};
 
 /// Columns of activations that share a scale, where scales of weights are per row.
@@ -100,38 +100,13 @@ impl PanelInt8 {
         y: &mut [f32],
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
-        let s = &self.shape;
-        let needed = self.scratch_len(n);
-        if !rows::check(self.name(), isa, [s.rows, s.cols, n], [x.len(), y.len()], [scratch.len(), needed])? {
-            return Ok(());
-        }
-        let isa = panel::path(isa);
-        let scratch = &mut scratch[..needed];
-        let per_token = scratch.len() / n;
-        let passes = rows::passes(n, panel::most_tokens(isa));
-        for tokens in passes.clone() {
-            let x = &x[tokens.start * s.cols..tokens.end * s.cols];
-            let out = &mut scratch[tokens.start * per_token..tokens.end * per_token];
-            activations::pack(s, x, tokens.len(), out);
-        }
-        let (packed, panels) = (&*scratch, s.rows.div_ceil(HEIGHT));
-        let out = Out::new(y, s.rows);
-        let tasks = rows::tasks(s.rows.saturating_mul(s.cols).saturating_mul(n), panels);
-        rows::for_tasks(tasks, |task| {
-            let mut tile = [0.0; HEIGHT * MAX_TOKENS];
-            for p in rows::share_by(&self.offsets, task, tasks) {
-                let height = HEIGHT.min(s.rows - p * HEIGHT);
-                for tokens in passes.clone() {
-                    let x = &packed[tokens.start * per_token..tokens.end * per_token];
-                    self.run(isa, p, x, tokens.len(), &mut tile);
-                    for (i, t) in tokens.enumerate() {
-                        // SAFETY: each panel belongs to one task, and only its rows are written.
-                        unsafe { out.write(t, p * HEIGHT, &tile[i * HEIGHT..][..height]) };
-                    }
-                }
-            }
-        });
-        Ok(())
+        let call = Call { isa, x, n, y, scratch, needed: self.scratch_len(n) };
+        call.run(
+            self.name(),
+            &self.shape,
+            |task, tasks| rows::share_by(&self.offsets, task, tasks),
+            |isa, p, x, n, tile| self.run(isa, p, x, n, tile),
+        )
     }
 
     /// Fills `tile` from panel `p` and the packed activations of `n` tokens.

@@ -22,6 +22,8 @@ mod panel;
 
 pub use bitmask::PanelInt8;
 pub(crate) use bitmask::ROW_GROUP;
+use std::ops::Range;
+
 use half::f16;
 use rarefy_sparsity::formats::{GroupQuantised, ScaleType};
 
@@ -124,8 +126,40 @@ impl Quantised {
         scratch: &mut [f32],
     ) -> Result<(), KernelError> {
         let s = &self.shape;
-        let needed = self.scratch_len(n);
-        if !rows::check(self.name(), isa, [s.rows, s.cols, n], [x.len(), y.len()], [scratch.len(), needed])? {
+        let (panels, stride) = (s.rows.div_ceil(HEIGHT), s.groups() * s.block_bytes());
+        let blocks = self.blocks.as_slice();
+        let call = Call { isa, x, n, y, scratch, needed: self.scratch_len(n) };
+        call.run(
+            self.name(),
+            s,
+            |task, tasks| rows::share(panels, task, tasks),
+            |isa, p, x, n, tile| panel::run(s, isa, &blocks[p * stride..(p + 1) * stride], x, n, tile),
+        )
+    }
+}
+
+/// A product with panels of [`HEIGHT`] rows, whatever they are made of.
+struct Call<'a> {
+    isa: Isa,
+    x: &'a [f32],
+    n: usize,
+    y: &'a mut [f32],
+    scratch: &'a mut [f32],
+    /// Elements of `scratch` that are used.
+    needed: usize,
+}
+
+impl Call<'_> {
+    /// Packs the activations, then `fill(isa, panel, packed, tokens, tile)` for every pass of every panel that `share(task, tasks)` names.
+    fn run(
+        self,
+        name: &'static str,
+        s: &Shape,
+        share: impl Fn(usize, usize) -> Range<usize> + Sync,
+        fill: impl Fn(Isa, usize, &[f32], usize, &mut panel::Tile) + Sync,
+    ) -> Result<(), KernelError> {
+        let Call { isa, x, n, y, scratch, needed } = self;
+        if !rows::check(name, isa, [s.rows, s.cols, n], [x.len(), y.len()], [scratch.len(), needed])? {
             return Ok(());
         }
         let isa = panel::path(isa);
@@ -138,17 +172,15 @@ impl Quantised {
             activations::pack(s, x, tokens.len(), out);
         }
         let (packed, panels) = (&*scratch, s.rows.div_ceil(HEIGHT));
-        let stride = s.groups() * s.block_bytes();
-        let blocks = self.blocks.as_slice();
         let out = Out::new(y, s.rows);
         let tasks = rows::tasks(s.rows.saturating_mul(s.cols).saturating_mul(n), panels);
         rows::for_tasks(tasks, |task| {
             let mut tile = [0.0; HEIGHT * panel::MAX_TOKENS];
-            for p in rows::share(panels, task, tasks) {
+            for p in share(task, tasks) {
                 let height = HEIGHT.min(s.rows - p * HEIGHT);
                 for tokens in passes.clone() {
                     let x = &packed[tokens.start * per_token..tokens.end * per_token];
-                    panel::run(s, isa, &blocks[p * stride..(p + 1) * stride], x, tokens.len(), &mut tile);
+                    fill(isa, p, x, tokens.len(), &mut tile);
                     for (i, t) in tokens.enumerate() {
                         // SAFETY: each panel belongs to one task, and only its rows are written.
                         unsafe { out.write(t, p * HEIGHT, &tile[i * HEIGHT..][..height]) };

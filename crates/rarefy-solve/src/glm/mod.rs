@@ -35,6 +35,7 @@ mod path;
 mod prepare;
 pub(crate) mod quadratic;
 mod squared;
+mod working_set;
 
 pub use baselines::{OmpSettings, ProximalGradientSettings, orthogonal_matching_pursuit, proximal_gradient};
 pub use group::{GroupLoss, GroupModel, GroupPenalty, GroupSettings, solve_group};

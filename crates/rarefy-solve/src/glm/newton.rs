@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 
 use super::quadratic::Quadratic;
+use super::working_set::{Bounds, Feature, WorkingSet};
 use super::{Coefficients, Engine, GlmSettings, Loss, Problem, Step};
 use crate::linop::dense;
 use crate::{Column, LinOp, Monitor, Residual, Solution, SolveError, Status};
@@ -327,18 +328,17 @@ impl Engine for Newton<'_> {
         let l1 = step.alpha * total * self.settings.l1_ratio;
         let l2 = step.alpha * total * (1.0 - self.settings.l1_ratio);
         let tolerance = self.settings.tolerance * self.reference;
-        let mut alive: Vec<usize> = (0..self.w.len()).filter(|j| self.norms_sq[*j] > 0.0).collect();
+        let mut working = WorkingSet::new(self.w.len(), |j| self.norms_sq[*j] > 0.0);
         let mut target = 0.1 * tolerance;
         let mut strong = (2.0 * step.alpha - step.previous).max(0.0) * total * self.settings.l1_ratio;
         let (mut trace, mut iterations, mut best_gap, mut stuck) = (vec![], 0, f64::INFINITY, 0);
-        let mut seen = vec![false; self.w.len()];
         let (status, certificate) = loop {
             if self.settings.fit_intercept {
                 self.fit_intercept();
             }
             self.derivatives();
-            let g = self.gradient(&alive, l2);
-            let certificate = self.certify(&alive, &g, l1, l2);
+            let g = self.gradient(&working.alive, l2);
+            let certificate = self.certify(&working.alive, &g, l1, l2);
             if !certificate.gap.is_finite() {
                 return Err(SolveError::breakdown(
                     "proximal Newton",
@@ -365,30 +365,13 @@ impl Engine for Newton<'_> {
             let smooth =
                 (self.largest_weight * self.settings.loss.smoothness()).max(if l2 > 0.0 { 1.0 } else { 0.0 });
             let radius = (2.0 * smooth * certificate.gap.max(0.0)).sqrt();
-            let mut set = self.support.clone();
-            set.iter().for_each(|j| seen[*j] = true);
-            let mut wanted: Vec<(f64, usize)> = vec![];
-            let mut kept = Vec::with_capacity(alive.len());
-            for (&j, &g) in alive.iter().zip(&g) {
-                let (o, size) = (self.weight(j), self.size(g));
-                let norm = (self.norms_sq[j] + l2 * o).sqrt();
-                if certificate.scale * size + norm * radius < l1 * o && self.w[j] == 0.0 {
-                    continue;
-                }
-                kept.push(j);
-                if !seen[j] && size > strong * o {
-                    wanted.push(((l1 * o - size) / norm, j));
-                }
-            }
-            self.support.iter().for_each(|j| seen[*j] = false);
-            alive = kept;
-            let most = (2 * set.len()).max(10);
-            if wanted.len() > most {
-                wanted.select_nth_unstable_by(most, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-                wanted.truncate(most);
-            }
-            let found = wanted.iter().any(|w| w.0 < 0.0);
-            set.extend(wanted.iter().map(|w| w.1));
+            let bounds = Bounds { l1, scale: certificate.scale, radius, strong };
+            let (mut set, found) = working.grow(&g, &self.support, 10, &bounds, |j, g| Feature {
+                weight: self.weight(j),
+                size: self.size(g),
+                norm: (self.norms_sq[j] + l2 * self.weight(j)).sqrt(),
+                is_zero: self.w[j] == 0.0,
+            });
             set.sort_unstable();
             if !found && iterations > 0 {
                 target *= 0.03;

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::anderson::Anderson;
 use super::prepare::Prepared;
 use super::quadratic::Quadratic;
+use super::working_set::{Bounds, Feature, WorkingSet};
 use super::{Coefficients, Engine, GlmSettings, GramChoice, Problem, Step};
 use crate::linop::dense;
 use crate::prox::{positive_soft, soft};
@@ -310,14 +311,14 @@ impl Engine for Squared<'_> {
             self.quad.forget_factor();
         }
         let tolerance = self.settings.tolerance * 0.5 * self.yy;
-        let mut alive: Vec<usize> = (0..self.w.len()).filter(|j| self.data.norms_sq[*j] > 0.0).collect();
+        let mut working = WorkingSet::new(self.w.len(), |j| self.data.norms_sq[*j] > 0.0);
         let mut target = 0.003 * tolerance;
         let mut strong = (2.0 * step.alpha - step.previous).max(0.0) * total * self.settings.l1_ratio;
         let (mut trace, mut iterations, mut best_gap, mut stuck) = (vec![], 0, f64::INFINITY, 0);
-        let (mut refreshed, mut seen) = (false, vec![false; self.w.len()]);
+        let mut refreshed = false;
         let (status, certificate) = loop {
-            let g = self.gradient(&alive, l2);
-            let certificate = self.certify(&alive, &g, l1, l2);
+            let g = self.gradient(&working.alive, l2);
+            let certificate = self.certify(&working.alive, &g, l1, l2);
             if !certificate.gap.is_finite() {
                 return Err(SolveError::breakdown(
                     "coordinate descent",
@@ -349,31 +350,14 @@ impl Engine for Squared<'_> {
                 continue;
             }
             let radius = (2.0 * certificate.gap.max(0.0)).sqrt();
-            let mut set: Vec<usize> = self.support.clone();
-            set.iter().for_each(|j| seen[*j] = true);
-            let mut wanted: Vec<(f64, usize)> = vec![];
+            let bounds = Bounds { l1, scale: certificate.scale, radius, strong };
             let positive = self.settings.positive;
-            let mut kept = Vec::with_capacity(alive.len());
-            for (&j, &g) in alive.iter().zip(&g) {
-                let (o, norm) = (self.weight(j), (self.data.norms_sq[j] + l2 * self.weight(j)).sqrt());
-                let size = if positive { g } else { g.abs() };
-                if certificate.scale * size + norm * radius < l1 * o && self.w[j] == 0.0 {
-                    continue;
-                }
-                kept.push(j);
-                if !seen[j] && size > strong * o {
-                    wanted.push(((l1 * o - size) / norm, j));
-                }
-            }
-            self.support.iter().for_each(|j| seen[*j] = false);
-            alive = kept;
-            let most = (2 * set.len()).max(100);
-            if wanted.len() > most {
-                wanted.select_nth_unstable_by(most, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-                wanted.truncate(most);
-            }
-            let found = wanted.iter().any(|w| w.0 < 0.0);
-            set.extend(wanted.iter().map(|w| w.1));
+            let (set, found) = working.grow(&g, &self.support, 100, &bounds, |j, g| Feature {
+                weight: self.weight(j),
+                size: if positive { g } else { g.abs() },
+                norm: (self.data.norms_sq[j] + l2 * self.weight(j)).sqrt(),
+                is_zero: self.w[j] == 0.0,
+            });
             if !found && iterations > 0 {
                 // The set was right and not solved well enough.
                 target *= 0.03;

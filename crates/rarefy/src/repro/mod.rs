@@ -123,6 +123,25 @@ pub struct Experiment {
     pub run: Run,
 }
 
+/// What the experiments of the solvers measured, as checks and a table.
+impl From<rarefy_solve::experiments::Measured> for Outcome {
+    fn from(measured: rarefy_solve::experiments::Measured) -> Self {
+        let checks = measured.margins.into_iter().map(|m| Check {
+            required: format!(">= {}", m.least),
+            measured: format!("{:.3e}", m.value),
+            passed: m.holds(),
+            name: m.name,
+        });
+        let table = measured.rows.into_iter().map(|row| {
+            let labels = [("experiment", row.experiment), ("case", row.case)];
+            let labels = labels.map(|(name, value)| (name.to_owned(), value.into()));
+            let values = row.values.into_iter().map(|(name, value)| (name, value.into()));
+            Value::Object(labels.into_iter().chain(values).collect())
+        });
+        Self { checks: checks.collect(), table: table.collect(), notes: measured.notes }
+    }
+}
+
 /// All experiments.
 pub const EXPERIMENTS: &[Experiment] = &[
     sparsegpt_wanda_baselines::EXPERIMENT,
