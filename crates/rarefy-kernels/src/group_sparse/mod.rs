@@ -12,10 +12,11 @@
 //! Activations as bytes take about two and a half, because conversion and scale are paid once per block of sixteen groups, and two loads, one of a place and one
 //! of activations. Memory gives a group in 0.77 ns at 14 GB/s.
 //!
-//! Measured at 11008 x 4096, half of the groups, one token, one thread, activations as bytes: 0.80 ns per group from the second-level cache and 0.97 ns from memory
-//! (0.80 of the read rate, a busy machine) where a loop runs nothing else; between other kernels 1.04–1.4 ns, which is 1.0–1.35 of the speed of dense
-//! four-bit codes where the bytes would allow 1.7. Each further token repeats the gathering of activations, six of ten operations, so at eight
-//! tokens dense four-bit codes are faster.
+//! Measured at 11008 x 4096, half of the groups, one token, activations as bytes: 0.80 ns per group from the second-level cache and 0.97 ns from memory
+//! where a loop runs nothing else (one thread). Between other kernels it is 1.26 ns on one thread and, for both together, 0.96 ns on two (62 % and 45 %
+//! of the read rate), with a spread of 1.6 between the best and the median call: 1.16 and 0.93 of the speed of dense four-bit codes, where the
+//! bytes would allow 1.7. **Half of the groups does not pay against dense four-bit codes yet.** Each further token repeats the gathering of
+//! activations, six of ten operations: at eight tokens it is 0.46 of their speed.
 //!
 //! # Accuracy
 //! [`Activations::Exact`] differs from the product of the decoded weights by rounding in f32. [`Activations::Int8`] rounds each token with *one* scale
