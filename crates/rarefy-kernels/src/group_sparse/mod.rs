@@ -14,7 +14,7 @@
 //!
 //! Measured at 11008 x 4096, half of the groups, one token, activations as bytes: 0.80 ns per group from the second-level cache and 0.97 ns from memory
 //! where a loop runs nothing else (one thread). Between other kernels it is 1.26 ns on one thread and, for both together, 0.96 ns on two (62 % and 45 %
-//! of the read rate), with a spread of 1.6 between the best and the median call: 1.16 and 0.93 of the speed of dense four-bit codes, where the
+//! of the read rate), the best calls up to 1.5 times faster: 1.16 and 0.93 of the speed of dense four-bit codes, where the
 //! bytes would allow 1.7. **Half of the groups does not pay against dense four-bit codes yet.** Each further token repeats the gathering of
 //! activations, six of ten operations: at eight tokens it is 0.46 of their speed.
 //!
