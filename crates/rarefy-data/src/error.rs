@@ -30,8 +30,8 @@ pub enum DataError {
         /// Offset in the decompressed bytes of the first invalid byte.
         offset: usize,
     },
-    /// The text is longer than the cap.
-    #[error("text `{file}` holds more than {cap} bytes; cut it or raise the cap")]
+    /// The file is longer than the cap.
+    #[error("`{file}` holds more than {cap} bytes; cut it or raise the cap")]
     TooLarge {
         /// File that was read.
         file: PathBuf,
@@ -57,6 +57,18 @@ pub enum DataError {
         file: PathBuf,
         /// The decoder's own account.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A table or matrix is not what its format asks for.
+    #[error("`{file}`, {place}: expected {expected}, found {found}")]
+    Array {
+        /// File that was read.
+        file: PathBuf,
+        /// Where in the file: `"line 3"`, `"member `x`"`.
+        place: String,
+        /// What the format asks for, with the remedy where there is one.
+        expected: &'static str,
+        /// What is there.
+        found: String,
     },
     /// There are not enough tokens to cut one window.
     #[error(

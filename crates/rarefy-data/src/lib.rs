@@ -3,10 +3,12 @@
 //! * [`read_text`] reads a plain or gzip text file with a size cap;
 //! * [`random_windows`] and [`random_documents`] draw the calibration windows of the SparseGPT and Wanda papers;
 //! * [`ImageFolder`] reads labelled JPEG images;
+//! * [`arrays`] reads and writes tables and matrices: npy, npz, csv, libsvm, MatrixMarket;
 //! * [`corpus`] writes the built-in corpus, whose entropy is known exactly.
 //!
 //! Everything random here is drawn from ChaCha8 with a seed given by the caller: the same seed gives the same bytes.
 
+pub mod arrays;
 pub mod corpus;
 mod error;
 mod images;
