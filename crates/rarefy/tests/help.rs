@@ -9,6 +9,10 @@ fn help_of_every_verb() {
     for name in names.iter().filter(|n| *n != "help") {
         if let Some(verb) = command.find_subcommand_mut(name) {
             text += &format!("\n──── {name} ────\n{}", verb.clone().term_width(100).render_long_help());
+            for inner in verb.get_subcommands().filter(|c| c.get_name() != "help") {
+                let help = inner.clone().term_width(100).render_long_help();
+                text += &format!("\n──── {name} {} ────\n{help}", inner.get_name());
+            }
         }
     }
     // Blanks at line ends are the layout's, not ours.

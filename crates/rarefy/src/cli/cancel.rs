@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one lets the current layer finish and saves, the second one stops at once.
+//! Ctrl-C: the first one lets the current layer or iteration finish and saves, the second one stops at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +14,7 @@ pub(super) fn install() {
     let _ = ctrlc::set_handler(|| {
         if WATCHED.load(Ordering::SeqCst) && !CANCEL.swap(true, Ordering::SeqCst) {
             stderr_line(
-                "interrupted: finishing the current layer and saving; press Ctrl-C again to stop at once",
+                "interrupted: finishing the current step and saving; press Ctrl-C again to stop at once",
             );
         } else {
             stderr_line("stopped");

@@ -41,6 +41,9 @@ pub enum CliError {
         /// The command that goes on from here, when there is one.
         resume: Option<String>,
     },
+    /// Ctrl-C; the answer so far is printed and written.
+    #[error("interrupted; the answer so far is given")]
+    Stopped,
     /// The reader of standard output went away; this is success.
     #[error("standard output was closed")]
     BrokenPipe,
@@ -82,7 +85,7 @@ impl CliError {
         match self {
             Self::BrokenPipe => 0,
             Self::TargetMissed { .. } => 1,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::Stopped => 130,
             Self::Usage { .. } | Self::Failed { .. } | Self::Library(_) => 2,
         }
     }
@@ -98,6 +101,7 @@ impl CliError {
                 }
                 return text;
             }
+            Self::Stopped => return self.to_string(),
             Self::TargetMissed { message } => return format!("target not met: {message}"),
             other => format!("error: {other}"),
         };
@@ -199,6 +203,12 @@ impl From<rarefy_models::ModelError> for CliError {
 
 impl From<rarefy_prune::PruneError> for CliError {
     fn from(error: rarefy_prune::PruneError) -> Self {
+        library(error)
+    }
+}
+
+impl From<rarefy_solve::SolveError> for CliError {
+    fn from(error: rarefy_solve::SolveError) -> Self {
         library(error)
     }
 }

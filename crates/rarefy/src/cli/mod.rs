@@ -18,6 +18,7 @@ mod prune_options;
 mod prune_rules;
 mod quickstart;
 mod repro;
+mod solve;
 mod synth;
 mod text;
 mod train;
@@ -90,6 +91,8 @@ enum Verb {
     Train(train::TrainArgs),
     /// Write a model folder of a known shape with random weights
     Synth(synth::SynthArgs),
+    /// Solve a sparse problem: regression, transport
+    Solve(Box<solve::SolveArgs>),
     /// Run a published experiment, scaled to this machine
     Repro(repro::ReproArgs),
     /// The table of methods
@@ -166,6 +169,7 @@ fn dispatch(cli: Cli) -> CliResult {
         Verb::Bench(args) => bench::run(&args, &context),
         Verb::Train(args) => train::run(&args, &context),
         Verb::Synth(args) => synth::run(&args, &context),
+        Verb::Solve(args) => solve::run(&args, &context),
         Verb::Repro(args) => repro::run(&args, &context),
         Verb::Methods(args) => methods::run(&args, &context),
     }

@@ -123,6 +123,19 @@ impl Output {
         table
     }
 
+    /// Starts a progress display of work whose length is not known: a spinner on a terminal, nothing when piped.
+    #[must_use]
+    pub(crate) fn activity(&self, label: &str) -> Progress {
+        if self.quiet || !self.stderr_is_terminal {
+            return Progress { kind: Kind::Silent };
+        }
+        let bar = ProgressBar::new_spinner();
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+        bar.set_message(label.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Progress { kind: Kind::Bar(bar) }
+    }
+
     /// Starts a progress display of `total` steps.
     #[must_use]
     pub(crate) fn progress(&self, label: &str, total: u64) -> Progress {

@@ -4,9 +4,11 @@ pub mod charts;
 mod data;
 mod html;
 mod page;
+mod solve;
 
 pub use data::{KernelRow, KernelSection, Machine, ModelRow, ModelSection, QuickstartReport};
 pub use page::render;
+pub use solve::SolveReport;
 
 /// Why a report could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,216 @@
+//! `rarefy solve`: answers that are known, files that are written, and bad input.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{json, refuse, text};
+use rarefy_data::arrays::{Limits, read_table, read_vector};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        std::fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+    /// 60 samples of five features; the target is `3 b - 2 d + 1` and a little noise.
+    fn regression(&self) -> PathBuf {
+        let mut csv = String::from("a,b,c,d,e,target\n");
+        let mut state = 7_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f64 / (1_u64 << 23) as f64 - 1.0
+        };
+        for _ in 0..60 {
+            let x: Vec<f64> = (0..5).map(|_| next()).collect();
+            let y = 3.0 * x[1] - 2.0 * x[3] + 1.0 + 0.01 * next();
+            let row: Vec<String> = x.iter().chain([&y]).map(f64::to_string).collect();
+            csv += &(row.join(",") + "\n");
+        }
+        self.file("data.csv", &csv)
+    }
+}
+
+fn page(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn lasso_finds_the_features_and_writes_answer_and_report() {
+    let f = Folder::new();
+    let (data, out, report) = (f.regression(), f.path("w.npy"), f.path("r.html"));
+    let found = json(&[
+        "solve",
+        "lasso",
+        text(&data),
+        "-o",
+        text(&out),
+        "--report",
+        text(&report),
+        "--one-standard-error",
+    ]);
+    assert_eq!(found["status"], "converged");
+    assert_eq!(found["names"], serde_json::json!(["b", "d"]));
+    assert!(found["residuals"]["duality gap"].as_f64().unwrap() < 1e-5);
+    let w = read_vector(&out, None, Limits::default()).unwrap();
+    assert!((w[1] - 3.0).abs() < 0.1 && (w[3] + 2.0).abs() < 0.1 && w[0] == 0.0, "{w:?}");
+    assert!((found["coefficients"]["intercept"].as_f64().unwrap() - 1.0).abs() < 0.05);
+    let page = page(&report);
+    assert!(page.contains("alpha |w|_1") && page.contains("</html>") && !page.contains("<script"));
+    // The same seed chooses the same folds.
+    let again = json(&["solve", "lasso", text(&data), "--one-standard-error"]);
+    assert_eq!(again["coefficients"], found["coefficients"]);
+    let column = json(&["solve", "lasso", text(&data), "--target", "target", "--alpha", "0.01"]);
+    let number = json(&["solve", "lasso", text(&data), "--target", "6", "--alpha", "0.01"]);
+    assert_eq!(column["coefficients"], number["coefficients"]);
+}
+
+#[test]
+fn lasso_path_has_one_row_for_each_alpha() {
+    let f = Folder::new();
+    let (data, out) = (f.regression(), f.path("path.csv"));
+    let found = json(&["solve", "lasso", text(&data), "--path", "--alphas", "7", "-o", text(&out)]);
+    assert_eq!(found["path"].as_array().unwrap().len(), 7);
+    let rows = read_table(&out, None, Limits::default()).unwrap().matrix;
+    assert_eq!((rows.n_rows(), rows.n_cols()), (7, 5));
+    assert!(rows.to_dense()[..5].iter().all(|v| *v == 0.0), "the first alpha leaves the model empty");
+}
+
+#[test]
+fn standardising_does_not_depend_on_the_units() {
+    let f = Folder::new();
+    let data = f.regression();
+    let scaled: String = page(&data)
+        .lines()
+        .enumerate()
+        .map(|(i, line)| {
+            let mut fields: Vec<String> = line.split(',').map(str::to_owned).collect();
+            if i > 0 {
+                fields[1] = (fields[1].parse::<f64>().unwrap() * 1000.0).to_string();
+            }
+            fields.join(",") + "\n"
+        })
+        .collect();
+    let scaled = f.file("scaled.csv", &scaled);
+    let solve = |path: &Path| {
+        let flags =
+            ["solve", "lasso", text(path), "--alpha", "0.05", "--standardize", "--tolerance", "1e-12"];
+        json(&flags)["coefficients"]["values"][0].as_f64().unwrap()
+    };
+    assert!((solve(&data) / solve(&scaled) / 1000.0 - 1.0).abs() < 1e-6);
+}
+
+#[test]
+fn logistic_separates_two_classes_of_any_name() {
+    let f = Folder::new();
+    let text_of = |low: &str, high: &str| -> String {
+        (0..40)
+            .map(|i| {
+                format!("{} 1:{} 2:1\n", if i % 3 == 0 { high } else { low }, (i % 3 == 0) as i32 * 2 + i % 2)
+            })
+            .collect()
+    };
+    let a = f.file("a.libsvm", &text_of("-1", "+1"));
+    let b = f.file("b.libsvm", &text_of("3", "7"));
+    let solve = |path: &Path| json(&["solve", "logistic", text(path), "--alpha", "0.05"]);
+    let (a, b) = (solve(&a), solve(&b));
+    assert_eq!(a["coefficients"], b["coefficients"]);
+    assert_eq!(b["classes"], serde_json::json!([3.0, 7.0]));
+    assert!(a["coefficients"]["values"][0].as_f64().unwrap() > 0.5);
+    refuse(
+        &["solve", "logistic", text(&f.file("c.libsvm", "1 1:1\n2 1:2\n3 1:3\n"))],
+        &["3 classes", "merge"],
+    );
+}
+
+#[test]
+fn transport_methods_agree_on_a_small_problem() {
+    let f = Folder::new();
+    let x = f.file("x.csv", "0,0\n1,0\n5,5\n");
+    let y = f.file("y.csv", "1.1,0\n5,5.2\n0.1,0\n");
+    let out = f.path("plan.mtx");
+    let exact = json(&["solve", "transport", text(&x), text(&y), "-o", text(&out)]);
+    // Each point goes to its neighbour: (0.1² + 0.1² + 0.2²)/3.
+    assert!((exact["cost"].as_f64().unwrap() - 0.02).abs() < 1e-12);
+    let plan = read_table(&out, None, Limits::default()).unwrap().matrix.to_dense();
+    let third = 1.0 / 3.0;
+    for (k, v) in plan.iter().enumerate() {
+        let want = if [2, 3, 7].contains(&k) { third } else { 0.0 };
+        assert!((v - want).abs() < 1e-12, "{plan:?}");
+    }
+    for method in ["sinkhorn", "sns", "l2", "k-sparse"] {
+        let flags =
+            ["solve", "transport", text(&x), text(&y), "--method", method, "--regularisation", "0.01"];
+        let found = json(&flags);
+        assert!((found["cost"].as_f64().unwrap() - 0.02).abs() < 1e-3, "{method}: {}", found["cost"]);
+        assert_eq!(found["status"], "converged", "{method}");
+    }
+}
+
+#[test]
+fn bad_input_names_the_place() {
+    let f = Folder::new();
+    let data = f.regression();
+    let lasso = |flags: &[&str], needles: &[&str]| refuse(&[&["solve", "lasso"], flags].concat(), needles);
+    lasso(&[text(&f.path("none.csv"))], &["none.csv"]);
+    lasso(&[text(&f.file("a.xyz", "1"))], &["`a.xyz`", ".libsvm"]);
+    lasso(&[text(&f.file("hole.csv", "a,b\n1,2\n3,\n4,5\n"))], &["not finite", "impute"]);
+    lasso(&[text(&data), "--target", "targt"], &["unknown column `targt`", "nearest: `target`"]);
+    lasso(
+        &[text(&data), "--target-file", text(&f.file("y.csv", "1\n2\n"))],
+        &["`y`: expected 60", "found 2"],
+    );
+    lasso(&[text(&data), "--folds", "1"], &["`folds` = 1"]);
+    lasso(&[text(&data), "--l1-ratio", "0"], &["`l1_ratio` = 0"]);
+    lasso(&[text(&data), "--alpha", "0"], &["--alpha", "above 0"]);
+    lasso(&[text(&data), "-o", text(&f.path("w.doc"))], &["w.doc"]);
+    lasso(
+        &[text(&f.file("m.mtx", "%%MatrixMarket matrix coordinate real general\n2 2 1\n1 1 1\n"))],
+        &["--target-file"],
+    );
+    let x = f.file("x.csv", "0,0\n1,0\n");
+    let ot = |flags: &[&str], needles: &[&str]| refuse(&[&["solve", "transport"], flags].concat(), needles);
+    ot(&[text(&x), text(&f.file("z.csv", "0,0,1\n"))], &["2 coordinates", "3"]);
+    ot(&[text(&x), text(&x), "--a", text(&f.file("w.csv", "1\n1\n"))], &["sum"]);
+    ot(&["--cost", text(&f.file("c.csv", "0,nan\n1,0\n"))], &["`cost`", "not finite"]);
+    ot(&[], &["SOURCE"]);
+}
+
+#[test]
+fn an_answer_that_did_not_converge_is_given_and_exits_with_one() {
+    let f = Folder::new();
+    let x = f.file("x.csv", "0\n1\n2.5\n");
+    let out = f.path("plan.npy");
+    let a = f.file("a.csv", "0.2\n0.5\n0.3\n");
+    let flags = [
+        "solve",
+        "transport",
+        text(&x),
+        text(&x),
+        "--method",
+        "sinkhorn",
+        "--regularisation",
+        "0.001",
+        "--a",
+        text(&a),
+        "--max-iterations",
+        "1",
+        "--tolerance",
+        "0",
+        "-o",
+        text(&out),
+    ];
+    let run = common::run(&flags);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(out.exists());
+    assert!(String::from_utf8_lossy(&run.stderr).contains("target not met"));
+}
