@@ -527,3 +527,9 @@ fn settings_of_a_run_that_cannot_be() {
         &["2:4"],
     );
 }
+
+#[test]
+fn image_networks_are_estimated_one_image_at_a_time() {
+    refuse(&["estimate", "--shape", "mobilenet-v1", "--batch", "2"], &["`--batch`", "one at a time"]);
+    refuse(&["estimate", "--shape", "mobilenet-v3"], &["unknown shape", "mobilenet-v"]);
+}

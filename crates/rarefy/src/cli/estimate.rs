@@ -3,9 +3,11 @@
 use rarefy_checkpoint::{Checkpoint, DType, ModelConfig, ShapeName};
 use rarefy_kernels::bench::{self, BenchSpec};
 use rarefy_kernels::plan::{Break, Calibration, Residence, Work};
+use rarefy_models::classifier::{Classifier, is_classifier};
 use serde_json::{Value, json};
 
 use super::bench::{SHAPE_NAMES, parse_shape};
+use super::estimate_images::IMAGE_SHAPES;
 use super::model::ModelArg;
 use super::{CliError, CliResult, Context, bytes, percent};
 use crate::estimate::machine::{self, last_level_cache};
@@ -18,29 +20,29 @@ pub(crate) struct EstimateArgs {
     /// Model folder, or `builtin`; only its configuration is read
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
     model: Option<ModelArg>,
-    /// A shape instead of a model: llama-7b, tinyllama-1.1b, opt-125m, …, or one matrix as in `bench`
+    /// A shape instead of a model: llama-7b, tinyllama-1.1b, mobilenet-v1, …, or one matrix as in `bench`
     #[arg(long, value_name = "NAME")]
     shape: Option<String>,
-    /// Sparsities of unstructured weights and of 1x16 groups
+    /// Sparsities of unstructured weights and of groups or blocks
     #[arg(long, value_name = "S", value_delimiter = ',', default_values_t = [0.5, 0.7, 0.9])]
-    sparsity: Vec<f64>,
+    pub(super) sparsity: Vec<f64>,
     /// Rows of the input: 1 decodes one token
     #[arg(long, value_name = "N", default_value_t = 1)]
-    batch: usize,
+    pub(super) batch: usize,
     /// Measure a sample of the predictions and show their errors
     #[arg(long)]
-    check: bool,
+    pub(super) check: bool,
     /// Measure this machine again, even if that was done before
     #[arg(long)]
-    recalibrate: bool,
+    pub(super) recalibrate: bool,
 }
 
 /// Largest batch that is predicted.
 const MAX_BATCH: usize = 4096;
 /// A gain above this is a promise.
-const PROMISE: f64 = 1.1;
+pub(super) const PROMISE: f64 = 1.1;
 /// Median error of the predictions that `--check` accepts.
-const MOST_ERROR: f64 = 0.15;
+pub(super) const MOST_ERROR: f64 = 0.15;
 /// Shapes, and sparsities of each, that `--check` measures.
 const CHECKED_SHAPES: usize = 3;
 
@@ -50,6 +52,9 @@ pub(crate) fn run(args: &EstimateArgs, context: &Context) -> CliResult {
     }
     for sparsity in &args.sparsity {
         rarefy_sparsity::check_sparsity(*sparsity)?;
+    }
+    if let Some((label, model)) = image_network(args)? {
+        return super::estimate_images::run(&label, &model, args, context);
     }
     let (label, layers) = layers(args)?;
     let machine = calibration(args, context)?;
@@ -87,6 +92,19 @@ pub(crate) fn run(args: &EstimateArgs, context: &Context) -> CliResult {
     }
 }
 
+/// The image network that is to be estimated, if it is one.
+fn image_network(args: &EstimateArgs) -> CliResult<Option<(String, Classifier)>> {
+    if let Some(model) = &args.model {
+        let folder = model.folder()?;
+        return Ok(match is_classifier(&folder)? {
+            true => Some((model.label(), Classifier::open(&folder)?)),
+            false => None,
+        });
+    }
+    let name = args.shape.as_deref().unwrap_or_default();
+    Ok(super::estimate_images::shape(name).map(|model| (name.to_owned(), model)))
+}
+
 /// What is to be estimated, and its name.
 fn layers(args: &EstimateArgs) -> CliResult<(String, Vec<Layers>)> {
     if let Some(model) = &args.model {
@@ -105,7 +123,8 @@ fn layers(args: &EstimateArgs) -> CliResult<(String, Vec<Layers>)> {
             vec![Layers { names: "matrix".into(), rows, cols, count: 1, is_pruned: true }],
         )),
         Err(_) => {
-            let known: Vec<&str> = ShapeName::ALL.iter().map(|s| s.name()).chain(SHAPE_NAMES).collect();
+            let known: Vec<&str> =
+                ShapeName::ALL.iter().map(|s| s.name()).chain(SHAPE_NAMES).chain(IMAGE_SHAPES).collect();
             Err(super::unknown("shape", name, &known))
         }
     }

@@ -6,6 +6,7 @@ mod classifier;
 mod convert;
 mod error;
 mod estimate;
+mod estimate_images;
 mod eval;
 mod generate;
 mod inspect;

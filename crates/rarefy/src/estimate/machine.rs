@@ -33,18 +33,42 @@ pub const GROUPS: Kind = Kind::GroupSparse { bits: 4, group: 16, exact: false };
 /// Bytes of the last-level cache, as Linux tells it; 32 MiB where it does not.
 #[must_use]
 pub fn last_level_cache() -> u64 {
-    let size = |index: usize| {
-        let file = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
-        let text = std::fs::read_to_string(file).ok()?;
-        text.trim().strip_suffix('K')?.parse::<u64>().ok().map(|kib| kib << 10)
-    };
-    (0..8).filter_map(size).max().unwrap_or(USUAL_CACHE)
+    (0..8).filter_map(cache_size).max().unwrap_or(USUAL_CACHE)
+}
+
+/// Bytes of the second-level cache of a core, as Linux tells it; 1 MiB where it does not.
+#[must_use]
+pub fn second_level_cache() -> u64 {
+    cache_size(2).unwrap_or(1 << 20)
+}
+
+fn cache_size(index: usize) -> Option<u64> {
+    let file = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+    let text = std::fs::read_to_string(file).ok()?;
+    text.trim().strip_suffix('K')?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 /// The stored calibration for this CPU, these threads and this version, when there is one that can be read.
 #[must_use]
 pub fn stored(threads: usize) -> Option<Calibration> {
-    builtin::cache_folders().iter().find_map(|folder| read(&file_in(folder, threads), threads))
+    read_stored::<Calibration>(&file_name(threads)).filter(|found| is_ours(found, threads))
+}
+
+/// What [`store`] stored under that name, when it can be read.
+#[must_use]
+pub fn read_stored<T: serde::de::DeserializeOwned>(name: &str) -> Option<T> {
+    builtin::cache_folders().iter().find_map(|folder| read(&folder.join(name)))
+}
+
+/// Stores a value in the user's cache folder; where it was stored, if anywhere.
+pub fn store(name: &str, value: &impl serde::Serialize) -> Option<PathBuf> {
+    let text = serde_json::to_string_pretty(value).ok()?;
+    builtin::cache_folders().iter().find_map(|folder| {
+        let file = folder.join(name);
+        std::fs::create_dir_all(folder).ok()?;
+        rarefy_checkpoint::replace_file(&file, text.as_bytes()).ok()?;
+        Some(file)
+    })
 }
 
 /// Measures the machine and stores the result; the path is where it was stored, if anywhere.
@@ -65,36 +89,31 @@ pub fn measure(
         max_bytes: measure::spare_memory(),
     };
     let calibration = Calibration::measure(&settings, on_step)?;
-    let text = serde_json::to_string_pretty(&calibration).unwrap_or_default();
-    let store = |folder: &PathBuf| {
-        let file = file_in(folder, threads);
-        std::fs::create_dir_all(folder).ok()?;
-        rarefy_checkpoint::replace_file(&file, text.as_bytes()).ok()?;
-        Some(file)
-    };
-    let file = builtin::cache_folders().iter().find_map(store);
+    let file = store(&file_name(threads), &calibration);
     Ok((calibration, file))
 }
 
 /// The CPU and the code path: a calibration is good for both together only.
-fn identity() -> String {
+pub(super) fn identity() -> String {
     format!("{}, {}", measure::cpu_name(), Isa::detect())
 }
 
-fn file_in(folder: &Path, threads: usize) -> PathBuf {
-    folder.join(format!("calibration-{threads}-threads.json"))
+fn file_name(threads: usize) -> String {
+    format!("calibration-{threads}-threads.json")
 }
 
-fn read(file: &Path, threads: usize) -> Option<Calibration> {
+fn read<T: serde::de::DeserializeOwned>(file: &Path) -> Option<T> {
     // A calibration is a few kilobytes; a larger file is not one.
     let size = std::fs::metadata(file).ok()?.len();
     let text = if size <= 1 << 20 { std::fs::read_to_string(file).ok()? } else { return None };
-    let found: Calibration = serde_json::from_str(&text).ok()?;
-    let is_ours = found.version == Calibration::VERSION
+    serde_json::from_str(&text).ok()
+}
+
+fn is_ours(found: &Calibration, threads: usize) -> bool {
+    found.version == Calibration::VERSION
         && found.threads == threads
         && found.cpu == identity()
-        && found.is_usable(&kinds());
-    is_ours.then_some(found)
+        && found.is_usable(&kinds())
 }
 
 #[cfg(test)]
@@ -127,11 +146,12 @@ mod tests {
     #[test]
     fn only_a_calibration_of_this_machine_is_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let file = file_in(folder.path(), 2);
+        let file = folder.path().join(file_name(2));
+        let read_ours = || read::<Calibration>(&file).filter(|found| is_ours(found, 2));
         let write = |c: &Calibration| std::fs::write(&file, serde_json::to_string(c).unwrap()).unwrap();
         let ours = calibration(2);
         write(&ours);
-        assert_eq!(read(&file, 2), Some(ours.clone()));
+        assert_eq!(read_ours(), Some(ours.clone()));
         for other in [
             Calibration { version: 0, ..ours.clone() },
             Calibration { cpu: "another".into(), ..ours.clone() },
@@ -140,13 +160,13 @@ mod tests {
             Calibration { read_gb_per_s: -1.0, ..ours },
         ] {
             write(&other);
-            assert_eq!(read(&file, 2), None);
+            assert_eq!(read_ours(), None);
         }
         for bad in ["", "{", "[]", "{\"version\":1}"] {
             std::fs::write(&file, bad).unwrap();
-            assert_eq!(read(&file, 2), None, "{bad}");
+            assert_eq!(read_ours(), None, "{bad}");
         }
-        assert_eq!(read(&folder.path().join("missing"), 2), None);
+        assert_eq!(read::<Calibration>(&folder.path().join("missing")), None);
         assert!(last_level_cache() >= 1 << 16);
     }
 }

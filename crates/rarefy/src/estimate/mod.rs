@@ -4,6 +4,7 @@
 //! the dense weights of the *same* type over that of the sparse ones; beside it stands the gain over dense
 //! int4, the rival that wins most often.
 
+pub mod images;
 pub mod machine;
 
 use std::collections::BTreeMap;
@@ -191,8 +192,13 @@ pub(crate) fn rival(kind: Kind) -> Kind {
 /// The verdict in words. Between the two there is no promise: predictions are off by some percent.
 #[must_use]
 pub fn verdict(cost: &Cost) -> String {
-    match cost.gain {
-        _ if cost.sparsity <= 0.0 => "dense".into(),
+    if cost.sparsity <= 0.0 { "dense".into() } else { gain_in_words(cost.gain) }
+}
+
+/// As [`verdict`] for a gain over dense.
+#[must_use]
+pub fn gain_in_words(gain: f64) -> String {
+    match gain {
         g if g >= 1.1 => format!("pays: {g:.1}x"),
         g if g > 0.95 => format!("no gain to speak of: {g:.2}x"),
         g => format!("will not pay here: {g:.1}x"),
