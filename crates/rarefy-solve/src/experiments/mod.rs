@@ -4,6 +4,7 @@
 pub mod block_coordinate_descent;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
+pub mod spright;
 
 use serde::Serialize;
 

@@ -13,6 +13,7 @@ mod sinkhorn_newton_sparse;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 mod sparsity_constrained_ot;
+mod spright;
 
 use std::path::PathBuf;
 
@@ -154,6 +155,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     block_coordinate_descent::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
+    spright::EXPERIMENT,
 ];
 
 /// The experiment of a method or of a specification.
