@@ -11,7 +11,7 @@ use rarefy_solve::methods::spright::{Delays, Rate, Spectrum, SprightSettings, Su
 use rarefy_solve::{Monitor, Solution, SolveError, Status};
 
 fn sign(m: u64, k: u64) -> f64 {
-    if (m & k).count_ones() % 2 == 0 { 1.0 } else { -1.0 }
+    if (m & k).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
 }
 
 fn support(n: u32, count: usize, seed: u64) -> Vec<(u64, f64)> {

@@ -67,8 +67,11 @@ impl Signal {
     /// The sample at `m`.
     #[must_use]
     pub fn at(&self, m: u64) -> f64 {
-        let clean: f64 =
-            self.spectrum.iter().map(|(k, a)| if (m & k).count_ones() % 2 == 0 { *a } else { -a }).sum();
+        let clean: f64 = self
+            .spectrum
+            .iter()
+            .map(|(k, a)| if (m & k).count_ones().is_multiple_of(2) { *a } else { -a })
+            .sum();
         if self.sigma == 0.0 {
             return clean;
         }

@@ -8,6 +8,7 @@ mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
 mod language;
+mod optimistic_omd;
 mod recall;
 mod sinkhorn_newton_sparse;
 mod sparsebytenn;
@@ -153,6 +154,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
     spright::EXPERIMENT,
