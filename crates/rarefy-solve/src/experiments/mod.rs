@@ -2,8 +2,10 @@
 //! returns measured numbers only; nothing is stored.
 
 pub mod block_coordinate_descent;
+pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
+pub mod spright;
 
 use serde::Serialize;
 

@@ -1,14 +1,21 @@
 //! The published methods of this crate, one module each.
 
 pub mod block_coordinate_descent;
+pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
+pub mod spright;
 
 use rarefy_sparsity::MethodInfo;
 
 /// All methods of this crate, by slug.
-pub const METHODS: &[MethodInfo] =
-    &[block_coordinate_descent::INFO, sinkhorn_newton_sparse::INFO, sparsity_constrained_ot::INFO];
+pub const METHODS: &[MethodInfo] = &[
+    block_coordinate_descent::INFO,
+    optimistic_omd::INFO,
+    sinkhorn_newton_sparse::INFO,
+    sparsity_constrained_ot::INFO,
+    spright::INFO,
+];
 
 #[cfg(test)]
 mod tests {

@@ -8,11 +8,13 @@ mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
 mod language;
+mod optimistic_omd;
 mod recall;
 mod sinkhorn_newton_sparse;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 mod sparsity_constrained_ot;
+mod spright;
 
 use std::path::PathBuf;
 
@@ -152,8 +154,10 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
+    spright::EXPERIMENT,
 ];
 
 /// The experiment of a method or of a specification.
