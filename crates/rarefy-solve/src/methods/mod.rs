@@ -1,14 +1,19 @@
 //! The published methods of this crate, one module each.
 
 pub mod block_coordinate_descent;
+pub mod matrix_completion;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
 
 use rarefy_sparsity::MethodInfo;
 
 /// All methods of this crate, by slug.
-pub const METHODS: &[MethodInfo] =
-    &[block_coordinate_descent::INFO, sinkhorn_newton_sparse::INFO, sparsity_constrained_ot::INFO];
+pub const METHODS: &[MethodInfo] = &[
+    block_coordinate_descent::INFO,
+    matrix_completion::INFO,
+    sinkhorn_newton_sparse::INFO,
+    sparsity_constrained_ot::INFO,
+];
 
 #[cfg(test)]
 mod tests {
