@@ -1,6 +1,7 @@
 //! The published methods of this crate, one module each.
 
 pub mod block_coordinate_descent;
+pub mod kronecker_sbl;
 pub mod matrix_completion;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
@@ -10,6 +11,7 @@ use rarefy_sparsity::MethodInfo;
 /// All methods of this crate, by slug.
 pub const METHODS: &[MethodInfo] = &[
     block_coordinate_descent::INFO,
+    kronecker_sbl::INFO,
     matrix_completion::INFO,
     sinkhorn_newton_sparse::INFO,
     sparsity_constrained_ot::INFO,

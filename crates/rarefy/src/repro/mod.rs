@@ -7,6 +7,7 @@ mod double_sparsity;
 mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
+mod kronecker_sbl;
 mod language;
 mod matrix_completion;
 mod recall;
@@ -153,6 +154,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    kronecker_sbl::EXPERIMENT,
     matrix_completion::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
