@@ -2,6 +2,8 @@
 //! returns measured numbers only; nothing is stored.
 
 pub mod block_coordinate_descent;
+pub mod kronecker_sbl;
+pub mod matrix_completion;
 pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;

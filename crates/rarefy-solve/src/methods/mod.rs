@@ -1,6 +1,8 @@
 //! The published methods of this crate, one module each.
 
 pub mod block_coordinate_descent;
+pub mod kronecker_sbl;
+pub mod matrix_completion;
 pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
@@ -11,6 +13,8 @@ use rarefy_sparsity::MethodInfo;
 /// All methods of this crate, by slug.
 pub const METHODS: &[MethodInfo] = &[
     block_coordinate_descent::INFO,
+    kronecker_sbl::INFO,
+    matrix_completion::INFO,
     optimistic_omd::INFO,
     sinkhorn_newton_sparse::INFO,
     sparsity_constrained_ot::INFO,

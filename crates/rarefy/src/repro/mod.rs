@@ -7,7 +7,9 @@ mod double_sparsity;
 mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
+mod kronecker_sbl;
 mod language;
+mod matrix_completion;
 mod optimistic_omd;
 mod recall;
 mod sinkhorn_newton_sparse;
@@ -154,6 +156,8 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    kronecker_sbl::EXPERIMENT,
+    matrix_completion::EXPERIMENT,
     optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
