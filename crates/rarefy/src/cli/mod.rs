@@ -92,7 +92,7 @@ enum Verb {
     Train(train::TrainArgs),
     /// Write a model folder of a known shape with random weights
     Synth(synth::SynthArgs),
-    /// Solve a sparse problem: regression, transport
+    /// Solve a sparse problem: regression, transport, completion, recovery
     Solve(Box<solve::SolveArgs>),
     /// Run a published experiment, scaled to this machine
     Repro(repro::ReproArgs),

@@ -67,9 +67,14 @@ pub(super) struct Samples {
 impl TargetArgs {
     /// Reads the samples.
     pub(super) fn read(&self) -> CliResult<Samples> {
-        let table = table(&self.data)?;
-        let (table, y) = self.split(table)?;
-        Ok(Samples { x: design(table.matrix)?, y, names: table.names })
+        let (matrix, y, names) = self.read_rows()?;
+        Ok(Samples { x: design(matrix)?, y, names })
+    }
+
+    /// Reads the samples row by row: the matrix, the targets and the names of the features.
+    pub(super) fn read_rows(&self) -> CliResult<(Matrix, Vec<f64>, Option<Vec<String>>)> {
+        let (table, y) = self.split(table(&self.data)?)?;
+        Ok((table.matrix, y, table.names))
     }
 
     fn split(&self, mut table: Table) -> CliResult<(Table, Vec<f64>)> {

@@ -1,9 +1,13 @@
 //! `rarefy solve`: one subcommand per class of problems.
 
 mod answer;
+mod complete;
 mod data;
+mod online;
+mod recover;
 mod regression;
 mod transport;
+mod wht;
 
 use std::path::PathBuf;
 
@@ -30,6 +34,14 @@ enum Problem {
     ///
     /// Objective: min <C, P> + regulariser over plans P >= 0 with row sums a and column sums b.
     Transport(transport::TransportArgs),
+    /// Completes a matrix of which some entries are known
+    Complete(complete::CompleteArgs),
+    /// A sparse vector from few linear measurements
+    Recover(recover::RecoverArgs),
+    /// Walsh-Hadamard transform, of all samples or of a sparse spectrum from few
+    Wht(wht::WhtArgs),
+    /// Learns from samples one after the other, predicting each before it is learnt
+    Online(online::OnlineArgs),
 }
 
 /// What every problem takes.
@@ -60,5 +72,9 @@ pub(crate) fn run(args: &SolveArgs, context: &Context) -> CliResult {
         Problem::Lasso(args) => regression::lasso(args, context),
         Problem::Logistic(args) => regression::logistic(args, context),
         Problem::Transport(args) => transport::run(args, context),
+        Problem::Complete(args) => complete::run(args, context),
+        Problem::Recover(args) => recover::run(args, context),
+        Problem::Wht(args) => wht::run(args, context),
+        Problem::Online(args) => online::run(args, context),
     }
 }
