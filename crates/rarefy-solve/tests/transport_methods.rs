@@ -68,9 +68,25 @@ fn golden_values_of_pot() {
     let s = exact(&t, &ExactSettings::default(), &mut silent()).unwrap();
     assert!(l1(&dense(&s.x.plan), &g.get("emd")) < 1e-12);
     assert!((s.objective - g.0["emd2"].as_f64().unwrap()).abs() < 1e-12);
-    let s = SmoothSettings { tolerance: 1e-11, ..Default::default() };
+    let s = SmoothSettings { tolerance: 1e-13, max_iterations: 5000, ..Default::default() };
     let s = smooth::solve(&t, &s, &mut silent()).unwrap();
-    assert!(l1(&dense(&s.x.plan), &g.get("l2")) < 1e-4, "{}", l1(&dense(&s.x.plan), &g.get("l2")));
+    // POT stops at marginal errors near 1e-6; the polished plan solves the optimality conditions on its support.
+    let plan = dense(&s.x.plan);
+    // Ours stalls at a marginal error of 5e-9, where the dual value no longer changes in floating point; it says so.
+    assert!(s.status == Status::Stalled && s.residuals[0].value < 1e-8, "{:?} {:?}", s.status, s.residuals);
+    assert!(l1(&plan, &g.get("l2_polished")) < 2e-8, "{:e}", l1(&plan, &g.get("l2_polished")));
+    assert!(l1(&plan, &g.get("l2")) < 5e-6, "{:e}", l1(&plan, &g.get("l2")));
+    let s =
+        KSparseSettings { k: 3, gamma: 0.5, tolerance: 1e-11, max_iterations: 5000, ..Default::default() };
+    let s = ksparse::solve(&t, &s, &mut silent()).unwrap();
+    assert!(l1(&dense(&s.x.plan), &g.get("k3")) < 1e-5, "{:e}", l1(&dense(&s.x.plan), &g.get("k3")));
+    let (m, n) = (a.len(), b.len());
+    let (x, want) = (g.get("x"), g.get("projection_k3"));
+    for j in 0..n {
+        let mut column: Vec<f64> = (0..m).map(|i| x[i * n + j]).collect();
+        rarefy_solve::prox::k_sparse_simplex(&mut column, 3, 1.0);
+        assert!((0..m).all(|i| (column[i] - want[i * n + j]).abs() < 1e-14), "{column:?}");
+    }
 }
 
 #[test]
@@ -129,10 +145,11 @@ fn all_variants_reach_one_plan_and_the_dual_never_falls() {
             }
         }
         if variant == SnsVariant::Full {
-            // Quadratic decay over the last steps.
+            // Quadratic decay over the last three errors above rounding: the order, which a constant factor in
+            // e₁ ≤ C·e₀² does not change (the ratio of the logarithms it does).
             let e: Vec<f64> = s.trace.iter().map(|t| t.residual).filter(|r| *r > 1e-13).collect();
-            let [.., e0, e1] = e[..] else { panic!("{e:?}") };
-            assert!(e1.ln() / e0.ln() > 1.4 && e1 < 0.05 * e0, "{e:?}");
+            let [.., e0, e1, e2] = e[..] else { panic!("{e:?}") };
+            assert!((e2 / e1).ln() / (e1 / e0).ln() >= 1.7, "{e:?}");
         }
         plans.push(s.x.plan);
     }
