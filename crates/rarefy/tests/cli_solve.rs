@@ -214,3 +214,167 @@ fn an_answer_that_did_not_converge_is_given_and_exits_with_one() {
     assert!(out.exists());
     assert!(String::from_utf8_lossy(&run.stderr).contains("target not met"));
 }
+
+/// `u v'` with `u = 1..6`, `v = 1..5`, without four entries.
+fn rank_one(f: &Folder) -> PathBuf {
+    let hidden = [(0, 0), (2, 3), (5, 1), (3, 4)];
+    let mut csv = String::new();
+    for i in 0..6 {
+        for j in 0..5 {
+            if !hidden.contains(&(i, j)) {
+                csv += &format!("{},{},{}\n", i + 1, j + 1, (i + 1) * (j + 1));
+            }
+        }
+    }
+    f.file("entries.csv", &csv)
+}
+
+#[test]
+fn completion_of_a_matrix_of_rank_one() {
+    let f = Folder::new();
+    let (data, out, pairs) = (rank_one(&f), f.path("p.csv"), f.file("pairs.csv", "1,1\n3,4\n6,2\n4,5\n"));
+    for method in ["matrix-completion", "als"] {
+        let found = json(&[
+            "solve",
+            "complete",
+            text(&data),
+            "--base",
+            "1",
+            "--rank",
+            "1",
+            "--centre",
+            "none",
+            "--held-out",
+            "0",
+            "--method",
+            method,
+            "--predict",
+            text(&pairs),
+            "-o",
+            text(&out),
+        ]);
+        assert_eq!(found["shape"], serde_json::json!([6, 5]));
+        let predicted = read_vector(&out, None, Limits::default()).unwrap();
+        for (got, want) in predicted.iter().zip([1.0, 12.0, 12.0, 20.0]) {
+            assert!((got - want).abs() < 1e-6, "{method}: {predicted:?}");
+        }
+    }
+    let matrix = f.file("nan.csv", "1,2,3\n2,4,NaN\n3,6,9\n");
+    let out = f.path("whole.csv");
+    json(&[
+        "solve",
+        "complete",
+        text(&matrix),
+        "--dense",
+        "--rank",
+        "1",
+        "--centre",
+        "none",
+        "--held-out",
+        "0",
+        "-o",
+        text(&out),
+    ]);
+    assert!((read_table(&out, None, Limits::default()).unwrap().matrix.to_dense()[5] - 6.0).abs() < 1e-6);
+    refuse(&["solve", "complete", text(&matrix), "--rank", "1"], &["not finite"]);
+    refuse(&["solve", "complete", text(&f.file("two.csv", "1,2\n3,4\n"))], &["2 columns", "--dense"]);
+    refuse(&["solve", "complete", text(&f.file("half.csv", "0.5,1,2\n"))], &["entry 1", "--base"]);
+    refuse(&["solve", "complete", text(&data), "--base", "1", "--rank", "9"], &["`rank` = 9"]);
+}
+
+/// Rows of a matrix of pseudo-random signs, as csv.
+fn signs(rows: usize, cols: usize) -> (String, Vec<Vec<f64>>) {
+    let mut state = 3_u64;
+    let mut sign = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        if state >> 63 == 0 { 1.0 } else { -1.0 }
+    };
+    let a: Vec<Vec<f64>> = (0..rows).map(|_| (0..cols).map(|_| sign()).collect()).collect();
+    let line = |r: &Vec<f64>| r.iter().map(f64::to_string).collect::<Vec<_>>().join(",") + "\n";
+    (a.iter().map(line).collect(), a)
+}
+
+#[test]
+fn recovery_finds_the_support() {
+    let f = Folder::new();
+    let (csv, a) = signs(20, 40);
+    let x = |j: usize| {
+        if j == 4 {
+            2.0
+        } else if j == 17 {
+            -1.5
+        } else {
+            0.0
+        }
+    };
+    let y: String =
+        a.iter().map(|r| format!("{}\n", r.iter().enumerate().map(|(j, v)| v * x(j)).sum::<f64>())).collect();
+    let (matrix, y) = (f.file("a.csv", &csv), f.file("y.csv", &y));
+    let out = f.path("x.npy");
+    for method in ["sbl", "omp"] {
+        let flags = [
+            "solve",
+            "recover",
+            text(&y),
+            "-A",
+            text(&matrix),
+            "--method",
+            method,
+            "-k",
+            "2",
+            "-o",
+            text(&out),
+        ];
+        common::run(&flags);
+        let found = read_vector(&out, None, Limits::default()).unwrap();
+        assert!((found[4] - 2.0).abs() < 0.02 && (found[17] + 1.5).abs() < 0.02, "{method}: {found:?}");
+    }
+    let short = f.file("short.csv", "1,0\n");
+    refuse(&["solve", "recover", text(&y), "-A", text(&short)], &["`y`: expected 1", "found 20"]);
+    // Two factors: x = e_1 ⊗ e_2 of two unknowns each.
+    let (one, two) = (f.file("one.csv", "1,0\n0,1\n1,1\n"), f.file("two.csv", "2,1\n1,2\n1,-1\n"));
+    let y = f.file("ky.csv", "1\n2\n-1\n0\n0\n0\n1\n2\n-1\n");
+    let found = json(&["solve", "recover", text(&y), "-A", text(&one), "-A", text(&two), "--noise", "1e-8"]);
+    assert_eq!(found["indices"], serde_json::json!([1]));
+}
+
+#[test]
+fn transforms_agree_and_the_sparse_one_reads_less() {
+    let f = Folder::new();
+    let n = 1_usize << 12;
+    let sign = |m: usize, k: usize| if (m & k).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let samples: String = (0..n).map(|m| format!("{}\n", 3.0 * sign(m, 77) - 0.5 * sign(m, 2048))).collect();
+    let data = f.file("x.csv", &samples);
+    let out = f.path("spectrum.npy");
+    json(&["solve", "wht", text(&data), "-o", text(&out)]);
+    let all = read_vector(&out, None, Limits::default()).unwrap();
+    assert!((all[77] - 3.0).abs() < 1e-12 && (all[2048] + 0.5).abs() < 1e-12 && all[1].abs() < 1e-12);
+    let sparse = json(&["solve", "wht", text(&data), "--method", "spright", "-k", "2"]);
+    assert_eq!(sparse["entries"][0][0], 77);
+    assert!((sparse["entries"][1][1].as_f64().unwrap() + 0.5).abs() < 1e-9);
+    assert!(sparse["samples_used"].as_u64().unwrap() < 400);
+    refuse(&["solve", "wht", text(&f.file("three.csv", "1\n2\n3\n"))], &["3 samples", "power of two"]);
+    refuse(&["solve", "wht", text(&f.file("nan.csv", "1\nNaN\n"))], &["sample 2"]);
+}
+
+#[test]
+fn online_learning_comes_near_the_best_fixed_weights() {
+    let f = Folder::new();
+    let lines: String = (0..400)
+        .map(|t| {
+            let (a, b) = ((t as f64 * 0.7).sin(), (t as f64 * 1.3).cos());
+            format!("{} 1:{a} 2:{b}\n", 0.6 * a - 0.3 * b)
+        })
+        .collect();
+    let data = f.file("s.libsvm", &lines);
+    let found = json(&["solve", "online", text(&data), "--gradient-bound", "2"]);
+    assert_eq!(found["iterations"], 400);
+    let w = found["last"].as_array().unwrap();
+    assert!(
+        (w[0].as_f64().unwrap() - 0.6).abs() < 0.1 && (w[1].as_f64().unwrap() + 0.3).abs() < 0.1,
+        "{w:?}"
+    );
+    let found = json(&["solve", "online", text(&data), "--loss", "logistic"]);
+    assert!(found["right_signs"].as_u64().unwrap() > 300);
+    refuse(&["solve", "online", text(&data), "--radius", "0"], &["--radius"]);
+}
