@@ -53,19 +53,29 @@ pub(crate) fn run(args: &ReproArgs, context: &Context) -> CliResult {
 }
 
 fn text(outcome: &Outcome, seconds: f64, context: &Context) -> String {
-    let mut numbers =
-        context.out.table(&["experiment", "quantity", "method", "pattern", "measured", "published"]);
+    const COLUMNS: [&str; 6] = ["experiment", "quantity", "method", "pattern", "measured", "published"];
+    let mut numbers = context.out.table(&COLUMNS);
+    // Rows of the solvers name their own numbers.
+    let mut named = context.out.table(&["experiment", "case", "numbers"]);
     for row in &outcome.table {
-        let cell = |key: &str| show(&row[key]);
-        numbers.add_row(["experiment", "quantity", "method", "pattern", "measured", "published"].map(cell));
+        match row.as_object() {
+            Some(fields) if !fields.contains_key("measured") => {
+                let own = fields.iter().filter(|(name, _)| !["experiment", "case"].contains(&name.as_str()));
+                let own: Vec<String> = own.map(|(name, v)| format!("{name} = {}", show(v))).collect();
+                named.add_row([show(&row["experiment"]), show(&row["case"]), own.join("; ")]);
+            }
+            _ => drop(numbers.add_row(COLUMNS.map(|key| show(&row[key])))),
+        }
     }
+    let tables: Vec<String> =
+        [numbers, named].iter().filter(|t| t.row_count() > 0).map(ToString::to_string).collect();
     let mut checks = context.out.table(&["check", "required", "measured", "passed"]);
     for check in &outcome.checks {
         let passed = if check.passed { "yes" } else { "NO" };
         checks.add_row([&check.name, &check.required, &check.measured, passed]);
     }
     let notes: String = outcome.notes.iter().map(|n| format!("- {n}\n")).collect();
-    format!("{numbers}\n\n{checks}\n\n{notes}- {seconds:.0} s\n")
+    format!("{}\n\n{checks}\n\n{notes}- {seconds:.0} s\n", tables.join("\n\n"))
 }
 
 fn show(value: &Value) -> String {
@@ -79,5 +89,10 @@ fn show(value: &Value) -> String {
 }
 
 fn number(x: f64) -> String {
-    if x.abs() >= 1.0 { format!("{x:.2}") } else { format!("{x:.4}") }
+    match x.abs() {
+        0.0 => "0".into(),
+        a if (1e-3..1.0).contains(&a) => format!("{x:.4}"),
+        a if (1.0..1e6).contains(&a) => format!("{x:.2}"),
+        _ => format!("{x:.2e}"),
+    }
 }

@@ -6,6 +6,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use rarefy_data::arrays::{Limits, Matrix};
+use rarefy_solve::Status;
 use rarefy_solve::methods::matrix_completion::{
     Centre, CompletionSettings, Factors, Mode, Observed, SoftImputeSettings, soft_impute, solve,
 };
@@ -66,7 +67,8 @@ pub(super) struct CompleteArgs {
     /// Rank of the factors (soft-impute: the largest rank kept)
     #[arg(long, value_name = "K", default_value_t = 10)]
     rank: usize,
-    /// Strength of the ridge (soft-impute: of the nuclear norm)
+    /// Strength of the ridge, for each entry (soft-impute: of the nuclear norm) [default: the best of a few on the entries kept
+    /// aside; 0, or 1 for soft-impute, without any]
     #[arg(long, value_name = "L", value_parser = positive)]
     ridge: Option<f64>,
     /// What is taken off the entries first
@@ -87,6 +89,9 @@ pub(super) struct CompleteArgs {
     #[command(flatten)]
     answer: AnswerArgs,
 }
+
+/// Ridges that are tried beside 0 when none is given.
+const RIDGES: [f64; 6] = [0.01, 0.03, 0.06, 0.1, 0.2, 0.4];
 
 type Entry = (usize, usize, f64);
 
@@ -123,7 +128,7 @@ pub(super) fn run(args: &CompleteArgs, context: &Context) -> CliResult {
             (s, json!(settings))
         }
         How::MatrixCompletion | How::Als => {
-            let settings = CompletionSettings {
+            let mut settings = CompletionSettings {
                 rank: args.rank,
                 rounds: args.rounds,
                 ridge: args.ridge.unwrap_or(0.0),
@@ -133,7 +138,23 @@ pub(super) fn run(args: &CompleteArgs, context: &Context) -> CliResult {
                 ..CompletionSettings::default()
             };
             let s = watched(&args.answer, "complete", context, |monitor| {
-                solve(&observed, held_out.as_ref(), None, &settings, monitor)
+                let mut solve = |settings: &CompletionSettings| {
+                    solve(&observed, held_out.as_ref(), None, settings, monitor)
+                };
+                let (Some(aside), None) = (&held_out, args.ridge) else { return solve(&settings) };
+                let mut best = solve(&settings)?;
+                let mut least = best.x.score(aside)?;
+                for ridge in RIDGES {
+                    if matches!(best.status, Status::Stopped | Status::TimeLimit) {
+                        break;
+                    }
+                    let s = solve(&CompletionSettings { ridge, ..settings.clone() })?;
+                    let error = s.x.score(aside)?;
+                    if error < least {
+                        (best, least, settings.ridge) = (s, error, ridge);
+                    }
+                }
+                Ok(best)
             })?;
             (s, json!(settings))
         }
@@ -141,7 +162,7 @@ pub(super) fn run(args: &CompleteArgs, context: &Context) -> CliResult {
     let formula = match args.method {
         How::SoftImpute => "min over Z: sum over the entries of (x - z)^2 / 2 + lambda |Z|_*".to_owned(),
         _ => format!(
-            "min over U, V of rank {}: sum over the entries of (x - u v)^2 + ridge (|U|^2 + |V|^2)",
+            "min over U, V of rank {}: sum over the entries of (x - u v)^2 + ridge (|u|^2 + |v|^2)",
             args.rank
         ),
     };
