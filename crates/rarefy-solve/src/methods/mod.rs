@@ -1,6 +1,7 @@
 //! The published methods of this crate, one module each.
 
 pub mod block_coordinate_descent;
+pub mod ldp_sparse_regression;
 pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
@@ -11,6 +12,7 @@ use rarefy_sparsity::MethodInfo;
 /// All methods of this crate, by slug.
 pub const METHODS: &[MethodInfo] = &[
     block_coordinate_descent::INFO,
+    ldp_sparse_regression::INFO,
     optimistic_omd::INFO,
     sinkhorn_newton_sparse::INFO,
     sparsity_constrained_ot::INFO,

@@ -8,6 +8,7 @@ mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
 mod language;
+mod ldp_sparse_regression;
 mod optimistic_omd;
 mod recall;
 mod sinkhorn_newton_sparse;
@@ -154,6 +155,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    ldp_sparse_regression::EXPERIMENT,
     optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
