@@ -10,6 +10,7 @@
 //! - [`prox`]: projections and proximal maps;
 //! - [`sketch`]: the Walsh–Hadamard transform and random sketches, streamed by row blocks;
 //! - [`optim`]: L-BFGS and line searches;
+//! - [`privacy`]: randomisers for differential privacy;
 //! - [`transport`]: optimal transport: Sinkhorn, exact, smoothed;
 //! - [`experiments`]: the published experiments, measured;
 //! - [`methods`]: one module per published method, listed in [`METHODS`].
@@ -21,6 +22,7 @@ pub mod linop;
 pub mod methods;
 mod monitor;
 pub mod optim;
+pub mod privacy;
 pub mod prox;
 pub mod sketch;
 mod solution;

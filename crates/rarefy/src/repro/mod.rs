@@ -9,6 +9,7 @@ mod flash_llm;
 mod flashfftconv;
 mod kronecker_sbl;
 mod language;
+mod ldp_sparse_regression;
 mod matrix_completion;
 mod optimistic_omd;
 mod recall;
@@ -157,6 +158,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
     kronecker_sbl::EXPERIMENT,
+    ldp_sparse_regression::EXPERIMENT,
     matrix_completion::EXPERIMENT,
     optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
