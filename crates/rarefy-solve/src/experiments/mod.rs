@@ -2,6 +2,7 @@
 //! returns measured numbers only; nothing is stored.
 
 pub mod block_coordinate_descent;
+pub mod linf_regression;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
 

@@ -1,14 +1,19 @@
 //! The published methods of this crate, one module each.
 
 pub mod block_coordinate_descent;
+pub mod linf_regression;
 pub mod sinkhorn_newton_sparse;
 pub mod sparsity_constrained_ot;
 
 use rarefy_sparsity::MethodInfo;
 
 /// All methods of this crate, by slug.
-pub const METHODS: &[MethodInfo] =
-    &[block_coordinate_descent::INFO, sinkhorn_newton_sparse::INFO, sparsity_constrained_ot::INFO];
+pub const METHODS: &[MethodInfo] = &[
+    block_coordinate_descent::INFO,
+    linf_regression::INFO,
+    sinkhorn_newton_sparse::INFO,
+    sparsity_constrained_ot::INFO,
+];
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ mod fast_sparse_convnets;
 mod flash_llm;
 mod flashfftconv;
 mod language;
+mod linf_regression;
 mod recall;
 mod sinkhorn_newton_sparse;
 mod sparsebytenn;
@@ -152,6 +153,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     flash_llm::EXPERIMENT,
     flashfftconv::EXPERIMENT,
     block_coordinate_descent::EXPERIMENT,
+    linf_regression::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
     sparsity_constrained_ot::EXPERIMENT,
 ];
