@@ -135,7 +135,7 @@ impl Whitening {
         let (m, d) = (f.nrows(), f.ncols());
         let mut scaled = f.to_owned();
         let mut scale = vec![0.0; d];
-        for j in 0..d {
+        for (j, scale) in scale.iter_mut().enumerate() {
             let column = scaled.col_as_slice_mut(j);
             let norm = crate::linop::dense::norm(column);
             if !norm.is_finite() {
@@ -146,7 +146,7 @@ impl Whitening {
                 ));
             }
             if norm > 0.0 {
-                scale[j] = 1.0 / norm;
+                *scale = 1.0 / norm;
                 column.iter_mut().for_each(|v| *v /= norm);
             }
         }
@@ -264,7 +264,7 @@ impl Basis {
             let r = whitening.rank();
             let condition = (0..r).map(|k| l[(k, k)]).fold(0.0, f64::max)
                 / (0..r).map(|k| l[(k, k)]).fold(f64::INFINITY, f64::min);
-            if r > 0 && !(condition < 1e3) {
+            if r > 0 && (condition.is_nan() || condition >= 1e3) {
                 return None;
             }
             whitening.t = &whitening.t * inverse_transpose(l);

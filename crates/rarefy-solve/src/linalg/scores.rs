@@ -116,7 +116,7 @@ pub(crate) fn lewis_of_basis(
         })?;
         let forms = quadratic_forms(q, inverse_transpose(factor.L()).as_ref());
         residual = (0..n).map(|i| (power[i] * forms[i] - w[i]).abs()).fold(0.0, f64::max);
-        if !(residual > tolerance) || iterations == max_iterations {
+        if residual <= tolerance || iterations == max_iterations {
             break;
         }
         for i in (0..n).filter(|i| !zero[*i]) {

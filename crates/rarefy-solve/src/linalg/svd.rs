@@ -93,9 +93,9 @@ pub fn randomised_svd(
         let values: Vec<f64> = (0..k).map(|j| svd.S()[j]).collect();
         let image = columns(n, &v, |x, y| a.apply(x, y))?;
         let mut worst = 0.0_f64;
-        for j in 0..k {
+        for (j, value) in values.iter().enumerate() {
             let mut r = image.col_as_slice(j).to_vec();
-            axpy(-values[j], u.col_as_slice(j), &mut r);
+            axpy(-value, u.col_as_slice(j), &mut r);
             worst = worst.max(norm(&r));
         }
         let relative = if values[0] > 0.0 { worst / values[0] } else { 0.0 };

@@ -2,7 +2,7 @@
 //!
 //! Paper:    Song, Ye, Yin, Zhang, A Nearly-Optimal Bound for Fast Regression with ℓ∞ Guarantee, ICML 2023,
 //!           arXiv 2302.00248. Reference code: none.
-//! Problem:  min ‖Ax − b‖₂, A: [n, d] dense or sparse with n ≫ d, b: [n]; wanted is
+//! Problem:  min ‖Ax − b‖₂, A: [n, d] dense or sparse with n ≫ d, b: ℝⁿ; wanted is
 //!           ‖x' − x*‖∞ ≤ (ε/√d)·‖Ax* − b‖·‖A†‖, √d sharper per coordinate than a subspace embedding gives.
 //! Method:   1. draw S: [m, n], m = ⌈ε⁻²·d·ln(d/δ)⌉, between 4d and n. 2. sketch A and b with the same S.
 //!           3. solve the m × d problem by pivoted QR. 4. optionally refine by LSQR preconditioned with its factor.
