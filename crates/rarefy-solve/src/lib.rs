@@ -6,6 +6,7 @@
 //! time limit. The same seed gives the same bits on any number of threads.
 //!
 //! - [`glm`]: sparse regression and classification: paths, cross-validation, certificates;
+//! - [`linalg`]: sketched and iterative least squares, leverage and Lewis weights, NNLS, randomised SVD;
 //! - [`linop`]: design matrices and linear operators (dense, sparse, Kronecker, masked, implicit);
 //! - [`prox`]: projections and proximal maps;
 //! - [`sketch`]: the Walsh–Hadamard transform and random sketches, streamed by row blocks;
@@ -18,6 +19,7 @@
 mod error;
 pub mod experiments;
 pub mod glm;
+pub mod linalg;
 pub mod linop;
 pub mod methods;
 mod monitor;

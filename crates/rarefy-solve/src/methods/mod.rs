@@ -3,6 +3,7 @@
 pub mod block_coordinate_descent;
 pub mod kronecker_sbl;
 pub mod ldp_sparse_regression;
+pub mod linf_regression;
 pub mod matrix_completion;
 pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
@@ -16,6 +17,7 @@ pub const METHODS: &[MethodInfo] = &[
     block_coordinate_descent::INFO,
     kronecker_sbl::INFO,
     ldp_sparse_regression::INFO,
+    linf_regression::INFO,
     matrix_completion::INFO,
     optimistic_omd::INFO,
     sinkhorn_newton_sparse::INFO,

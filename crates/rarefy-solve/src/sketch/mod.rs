@@ -17,6 +17,7 @@ mod dense;
 mod hadamard;
 mod sparse;
 mod structured;
+mod tensor;
 
 use std::fmt;
 
@@ -24,6 +25,7 @@ pub use dense::Gaussian;
 pub use hadamard::walsh_hadamard;
 pub use sparse::{CountSketch, Osnap};
 pub use structured::{BalancedPooling, Srht};
+pub use tensor::TensorSrht;
 
 pub(crate) use hadamard::transform;
 
@@ -206,6 +208,9 @@ impl<'a> Stream<'a> {
     }
 }
 
+/// Columns of a block that are not slices are copied that many at a time: a cache line of each row.
+const COPIED: usize = 8;
+
 /// Calls `work(column, out)` for each column of the block, in parallel.
 fn for_columns(
     block: MatRef<'_, f64>,
@@ -214,11 +219,28 @@ fn for_columns(
     work: impl Fn(&[f64], &mut [f64]) + Sync + Send,
 ) {
     assert_eq!(out.len(), m * block.ncols(), "sizes are checked by the caller");
-    out.par_chunks_mut(m).enumerate().for_each(|(j, out)| match block.col(j).try_as_col_major() {
-        Some(column) => work(column.as_slice(), out),
-        None => {
-            let column: Vec<f64> = (0..block.nrows()).map(|i| block[(i, j)]).collect();
-            work(&column, out);
+    let n = block.nrows();
+    out.par_chunks_mut(m * COPIED).enumerate().for_each(|(k, out)| {
+        let strip = block.subcols(k * COPIED, out.len() / m);
+        if strip.row_stride() == 1 || n <= 1 {
+            for (j, out) in out.chunks_exact_mut(m).enumerate() {
+                match strip.col(j).try_as_col_major() {
+                    Some(column) => work(column.as_slice(), out),
+                    None => work(&(0..n).map(|i| strip[(i, j)]).collect::<Vec<f64>>(), out),
+                }
+            }
+            return;
+        }
+        // A whole line of a row is read before the next row is.
+        let width = strip.ncols();
+        let mut columns = vec![0.0; n * width];
+        for i in 0..n {
+            for j in 0..width {
+                columns[j * n + i] = strip[(i, j)];
+            }
+        }
+        for (column, out) in columns.chunks_exact(n).zip(out.chunks_exact_mut(m)) {
+            work(column, out);
         }
     });
 }

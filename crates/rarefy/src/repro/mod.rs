@@ -10,6 +10,7 @@ mod flashfftconv;
 mod kronecker_sbl;
 mod language;
 mod ldp_sparse_regression;
+mod linf_regression;
 mod matrix_completion;
 mod optimistic_omd;
 mod recall;
@@ -159,6 +160,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     block_coordinate_descent::EXPERIMENT,
     kronecker_sbl::EXPERIMENT,
     ldp_sparse_regression::EXPERIMENT,
+    linf_regression::EXPERIMENT,
     matrix_completion::EXPERIMENT,
     optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
