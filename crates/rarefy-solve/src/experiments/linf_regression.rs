@@ -33,7 +33,7 @@ impl Sizes {
     /// Under a minute.
     #[must_use]
     pub fn quick(seed: u64) -> Self {
-        Self { rows: 4096, draws: 40, timed: 1 << 18, repetitions: 1, seed }
+        Self { rows: 4096, draws: 60, timed: 1 << 18, repetitions: 1, seed }
     }
 
     /// More draws than the specification, so that its quantiles are steadier.
