@@ -378,3 +378,60 @@ fn online_learning_comes_near_the_best_fixed_weights() {
     assert!(found["right_signs"].as_u64().unwrap() > 300);
     refuse(&["solve", "online", text(&data), "--radius", "0"], &["--radius"]);
 }
+
+#[test]
+fn least_squares_whole_streamed_and_sketched() {
+    let f = Folder::new();
+    let data = f.regression();
+    let whole = json(&["solve", "regress", text(&data)]);
+    let streamed = json(&["solve", "regress", text(&data), "--stream"]);
+    let values = |v: &serde_json::Value| -> Vec<f64> {
+        v["coefficients"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let w = values(&whole);
+    assert!((w[1] - 3.0).abs() < 0.01 && (w[3] + 2.0).abs() < 0.01 && w[0].abs() < 0.01, "{w:?}");
+    for (a, b) in w.iter().zip(values(&streamed)) {
+        assert!((a - b).abs() < 1e-10, "{w:?} {streamed}");
+    }
+    assert_eq!((streamed["samples"].as_u64(), &streamed["names"]), (Some(60), &whole["names"]));
+    assert!(
+        (streamed["objective"].as_f64().unwrap() / whole["objective"].as_f64().unwrap() - 1.0).abs() < 1e-8
+    );
+    let sketched = json(&[
+        "solve",
+        "regress",
+        text(&data),
+        "--method",
+        "linf-regression",
+        "--rows",
+        "40",
+        "--sketch",
+        "gaussian",
+    ]);
+    assert!((values(&sketched)[1] - 3.0).abs() < 0.05);
+    let positive = json(&["solve", "regress", text(&data), "--method", "nnls"]);
+    assert!(values(&positive).iter().all(|v| *v >= 0.0));
+    // libsvm text says its width only at its end.
+    let libsvm = f.file("a.libsvm", "1 1:1\n2 2:1\n5 1:1 2:2\n");
+    refuse(&["solve", "regress", text(&libsvm), "--stream"], &["number of features"]);
+    let found = json(&["solve", "regress", text(&libsvm), "--stream", "--features", "2", "--no-intercept"]);
+    assert!((values(&found)[0] - 1.0).abs() < 1e-12 && (values(&found)[1] - 2.0).abs() < 1e-12);
+    refuse(&["solve", "regress", text(&data), "--stream", "--method", "nnls"], &["--stream"]);
+}
+
+#[test]
+fn private_regression_is_repeatable_only_when_asked() {
+    let f = Folder::new();
+    let data = f.regression();
+    let run =
+        |flags: &[&str]| json(&[&["solve", "private-regression", text(&data), "-k", "2"], flags].concat());
+    let theta = |v: serde_json::Value| v["theta"].clone();
+    let first = theta(run(&["--repeatable", "--seed", "3"]));
+    assert_eq!(first, theta(run(&["--repeatable", "--seed", "3"])));
+    assert_eq!(first, theta(run(&["--repeatable", "--seed", "3", "--users", "60"])));
+    assert_ne!(theta(run(&["--seed", "3"])), theta(run(&["--seed", "3"])));
+    let all = [&["solve", "private-regression", text(&data)][..], &["--users", "61"]].concat();
+    refuse(&all, &["61"]);
+    refuse(&["solve", "private-regression", text(&data), "--method", "public"], &["public"]);
+    refuse(&["solve", "private-regression", text(&data), "--epsilon", "0"], &["--epsilon"]);
+}

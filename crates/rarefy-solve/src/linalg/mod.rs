@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `min ‖Ax − b‖²`, one pass, `(1+ε)` of the optimum | [`least_squares()`] with `refine: false` | sketch + m·d² |
 //! | the same to rounding | [`least_squares()`], [`lsqr()`] with a [`Whitening`] | the same + a few products |
+//! | the same from one pass over blocks of rows, d² memory | [`StreamedQr`], [`solve_sketched`] | n·d² |
 //! | `Hx = g`, `H` positive definite | [`cg()`] | products |
 //! | `min ‖Ax − b‖²`, `x ≥ 0` | [`nnls()`] | n·d² + steps·d³ |
 //! | influence of rows | [`leverage`], [`leverage_sketched`], [`lewis`] | n·d², n·d·log n, iterations·n·d² |
@@ -20,6 +21,7 @@ mod lsqr;
 mod nnls;
 mod qr;
 mod scores;
+mod stream;
 mod svd;
 
 pub use basis::{Basis, Whitening, sketch_design};
@@ -28,6 +30,7 @@ pub use least_squares::{LeastSquaresSettings, least_squares, solve_sketched};
 pub use lsqr::{LsqrSettings, lsqr};
 pub use nnls::{NnlsSettings, nnls};
 pub use scores::{LewisWeights, leverage, leverage_sketched, lewis};
+pub use stream::StreamedQr;
 pub use svd::{RandomisedSvd, SvdSettings, randomised_svd};
 
 pub(crate) use basis::{gram, quadratic_forms};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use faer::Mat;
-use rarefy_data::arrays::{Limits, Matrix, Table, read_table, read_vector};
+use rarefy_data::arrays::{Block, Format, Limits, Matrix, Table, read_table, read_vector, row_blocks};
 use rarefy_solve::{Csr, Design};
 
 use super::super::{CliError, CliResult, unknown};
@@ -77,6 +77,38 @@ impl TargetArgs {
         Ok((table.matrix, y, table.names))
     }
 
+    /// The samples in blocks of `rows`, read once: number and names of the features, and the blocks. `features` is needed for
+    /// libsvm text.
+    pub(super) fn blocks(&self, features: Option<usize>, rows: usize) -> CliResult<Blocks<'_>> {
+        if self.target_file.is_some() {
+            return Err(CliError::usage(
+                "`--target-file` cannot be read in blocks",
+                "put the targets into a column of the file",
+            ));
+        }
+        // Only the bytes are capped, and a file that is read once may be of any size.
+        let limits = Limits { bytes: u64::MAX, ..Limits::default() };
+        let blocks = row_blocks(&self.data, rows, features, limits)?;
+        let n_cols = blocks.n_cols();
+        let mut names = blocks.names().map(<[String]>::to_vec);
+        let has_labels = Format::of(&self.data) == Some(Format::Libsvm);
+        let column = if has_labels { None } else { Some(self.column(n_cols, names.as_deref())?) };
+        if let (Some(column), Some(names)) = (column, &mut names) {
+            names.remove(column);
+        }
+        let d = n_cols - usize::from(column.is_some());
+        let split = move |block: Block| match (column, block.target) {
+            (None, Some(y)) => SampleBlock { x: block.values, y },
+            (column, _) => {
+                let column = column.unwrap_or(n_cols);
+                let y = block.values.chunks_exact(n_cols).filter_map(|r| r.get(column).copied()).collect();
+                let kept = block.values.iter().enumerate().filter(|(k, _)| k % n_cols != column);
+                SampleBlock { x: kept.map(|(_, v)| *v).collect(), y }
+            }
+        };
+        Ok((d, names, Box::new(blocks.map(move |block| Ok(split(block?))))))
+    }
+
     fn split(&self, mut table: Table) -> CliResult<(Table, Vec<f64>)> {
         if let Some(path) = &self.target_file {
             return Ok((table, vector(path)?));
@@ -84,43 +116,54 @@ impl TargetArgs {
         if let Some(y) = table.target.take() {
             return Ok((table, y));
         }
-        let n_cols = table.matrix.n_cols();
-        let by_name = |name: &str| table.names.as_ref()?.iter().position(|n| n == name);
-        let column = match self.target.as_deref() {
-            None if n_cols >= 2 && matches!(table.matrix, Matrix::Dense { .. }) => n_cols - 1,
-            None => {
-                return Err(CliError::usage(
-                    format!("`{}` holds no targets", self.data.display()),
-                    "name the file of the targets with --target-file",
-                ));
-            }
-            Some(name) => {
-                let by_number = || name.parse::<usize>().ok()?.checked_sub(1).filter(|j| *j < n_cols);
-                match by_name(name).or_else(by_number) {
-                    Some(column) => column,
-                    None => {
-                        let names = table.names.clone().unwrap_or_default();
-                        let known: Vec<&str> = names.iter().map(String::as_str).collect();
-                        return Err(if known.is_empty() {
-                            CliError::usage(
-                                format!("there is no column `{name}` in `{}`", self.data.display()),
-                                format!("columns have numbers from 1 to {n_cols}"),
-                            )
-                        } else {
-                            unknown("column", name, &known)
-                        });
-                    }
-                }
-            }
-        };
-        table.split_column(column).ok_or_else(|| {
-            CliError::usage(
+        if !matches!(table.matrix, Matrix::Dense { .. }) {
+            return Err(CliError::usage(
                 format!("`{}` is sparse: no column of it can be the target", self.data.display()),
                 "name the file of the targets with --target-file",
-            )
+            ));
+        }
+        let column = self.column(table.matrix.n_cols(), table.names.as_deref())?;
+        table
+            .split_column(column)
+            .ok_or_else(|| CliError::usage("there is no such column", "name another with --target"))
+    }
+
+    /// The column of the targets.
+    fn column(&self, n_cols: usize, names: Option<&[String]>) -> CliResult<usize> {
+        let Some(name) = self.target.as_deref() else {
+            return match n_cols {
+                0 | 1 => Err(CliError::usage(
+                    format!("`{}` holds no targets", self.data.display()),
+                    "name the file of the targets with --target-file",
+                )),
+                n => Ok(n - 1),
+            };
+        };
+        let by_number = || name.parse::<usize>().ok()?.checked_sub(1).filter(|j| *j < n_cols);
+        let by_name = names.and_then(|names| names.iter().position(|n| n == name));
+        by_name.or_else(by_number).ok_or_else(|| {
+            let known: Vec<&str> = names.unwrap_or_default().iter().map(String::as_str).collect();
+            if known.is_empty() {
+                CliError::usage(
+                    format!("there is no column `{name}` in `{}`", self.data.display()),
+                    format!("columns have numbers from 1 to {n_cols}"),
+                )
+            } else {
+                unknown("column", name, &known)
+            }
         })
     }
 }
+
+/// Some samples: `x: [y.len(), features]`, row-major.
+#[derive(Debug)]
+pub(super) struct SampleBlock {
+    pub(super) x: Vec<f64>,
+    pub(super) y: Vec<f64>,
+}
+
+/// Number and names of the features, and the samples in blocks.
+type Blocks<'a> = (usize, Option<Vec<String>>, Box<dyn Iterator<Item = CliResult<SampleBlock>> + 'a>);
 
 /// A design matrix.
 pub(super) fn design(matrix: Matrix) -> CliResult<Design> {

@@ -4,7 +4,9 @@ mod answer;
 mod complete;
 mod data;
 mod online;
+mod private;
 mod recover;
+mod regress;
 mod regression;
 mod transport;
 mod wht;
@@ -30,6 +32,8 @@ enum Problem {
     ///
     /// Objective: mean of ln(1 + exp(-y z)) + alpha (l1_ratio |w|_1 + (1 - l1_ratio)/2 |w|_2^2).
     Logistic(regression::RegressionArgs),
+    /// Least squares: to rounding, from a sketch, or in one pass over a file of any size
+    Regress(regress::RegressArgs),
     /// Optimal transport between two weighted point sets, or for a cost matrix
     ///
     /// Objective: min <C, P> + regulariser over plans P >= 0 with row sums a and column sums b.
@@ -40,6 +44,8 @@ enum Problem {
     Recover(recover::RecoverArgs),
     /// Walsh-Hadamard transform, of all samples or of a sparse spectrum from few
     Wht(wht::WhtArgs),
+    /// Sparse regression from messages that are private for each user
+    PrivateRegression(private::PrivateArgs),
     /// Learns from samples one after the other, predicting each before it is learnt
     Online(online::OnlineArgs),
 }
@@ -71,6 +77,8 @@ pub(crate) fn run(args: &SolveArgs, context: &Context) -> CliResult {
     match &args.problem {
         Problem::Lasso(args) => regression::lasso(args, context),
         Problem::Logistic(args) => regression::logistic(args, context),
+        Problem::Regress(args) => regress::run(args, context),
+        Problem::PrivateRegression(args) => private::run(args, context),
         Problem::Transport(args) => transport::run(args, context),
         Problem::Complete(args) => complete::run(args, context),
         Problem::Recover(args) => recover::run(args, context),
