@@ -342,7 +342,7 @@ fn recovery_finds_the_support() {
 fn transforms_agree_and_the_sparse_one_reads_less() {
     let f = Folder::new();
     let n = 1_usize << 12;
-    let sign = |m: usize, k: usize| if (m & k).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |m: usize, k: usize| if (m & k).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     let samples: String = (0..n).map(|m| format!("{}\n", 3.0 * sign(m, 77) - 0.5 * sign(m, 2048))).collect();
     let data = f.file("x.csv", &samples);
     let out = f.path("spectrum.npy");

@@ -35,13 +35,13 @@ impl Sizes {
     /// A minute at most.
     #[must_use]
     pub fn quick(seed: u64) -> Self {
-        Self { size: 300, timed: 4000, repeats: 1, seeds: 2, seed }
+        Self { size: 300, timed: 4000, repeats: 3, seeds: 2, seed }
     }
 
     /// The sizes of the specification.
     #[must_use]
     pub fn full(seed: u64) -> Self {
-        Self { size: 300, timed: 4000, repeats: 2, seeds: 10, seed }
+        Self { size: 300, timed: 4000, repeats: 3, seeds: 10, seed }
     }
 }
 
