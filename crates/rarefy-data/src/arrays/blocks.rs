@@ -93,7 +93,7 @@ pub fn row_blocks(
             }
             (Source::Npy(npy::values(file, path, "array", wide)?), n_cols, None)
         }
-        Format::Npz | Format::MatrixMarket => {
+        Format::Npz | Format::MatrixMarket | Format::Parquet => {
             return Err(error("name", "csv, libsvm or npy, to be read in blocks of rows", "another format"));
         }
     };

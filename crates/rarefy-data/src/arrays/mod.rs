@@ -9,6 +9,8 @@ mod libsvm;
 mod market;
 mod npy;
 mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod write;
 
 pub use blocks::{Block, RowBlocks, row_blocks};
@@ -164,6 +166,8 @@ pub enum Format {
     Libsvm,
     /// MatrixMarket.
     MatrixMarket,
+    /// Apache Parquet; read with the feature `parquet`, not written.
+    Parquet,
 }
 
 impl Format {
@@ -180,6 +184,7 @@ impl Format {
             "csv" | "tsv" | "txt" | "data" => Self::Csv,
             "libsvm" | "svm" | "svmlight" => Self::Libsvm,
             "mtx" => Self::MatrixMarket,
+            "parquet" => Self::Parquet,
             _ => return None,
         })
     }
@@ -209,6 +214,15 @@ pub fn read_table(path: &Path, member: Option<&str>, limits: Limits) -> Result<T
         Format::Csv => csv_text::read(path, limits),
         Format::Libsvm => libsvm::read(path, limits),
         Format::MatrixMarket => market::read(path, limits),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => parquet::read(path, limits),
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet => Err(DataError::Array {
+            file: path.to_path_buf(),
+            place: "format".into(),
+            expected: "a program built with `--features parquet`, or a csv",
+            found: "Parquet".into(),
+        }),
     }
 }
 

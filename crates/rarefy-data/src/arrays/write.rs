@@ -12,16 +12,18 @@ use crate::DataError;
 /// (coordinate when sparse). The file appears complete or not at all. npy and csv store a sparse matrix dense.
 ///
 /// # Errors
-/// [`DataError::Io`]; [`DataError::Array`] for an unknown ending or a compressed one.
+/// [`DataError::Io`]; [`DataError::Array`] for an unknown ending, a compressed one or Parquet.
 pub fn write_matrix(path: &Path, matrix: &Matrix) -> Result<(), DataError> {
     let unwritten = path.extension().is_some_and(|e| e == "gz");
-    let format = Format::of(path).filter(|_| !unwritten).ok_or_else(|| unknown_format(path))?;
+    let format = Format::of(path)
+        .filter(|f| !unwritten && *f != Format::Parquet)
+        .ok_or_else(|| unknown_format(path))?;
     atomically(path, |out| match format {
         Format::Npy => npy(out, matrix),
         Format::Npz => npz(out, matrix),
         Format::Csv => csv(out, matrix),
         Format::Libsvm => libsvm(out, matrix),
-        Format::MatrixMarket => market(out, matrix),
+        Format::MatrixMarket | Format::Parquet => market(out, matrix),
     })
 }
 
