@@ -13,6 +13,9 @@ mod sinkhorn_newton_sparse;
 mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 mod sparsity_constrained_ot;
+mod trained;
+mod trained_fast_sparse;
+mod trained_sparsebytenn;
 
 use std::path::PathBuf;
 
