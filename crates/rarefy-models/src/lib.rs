@@ -56,4 +56,4 @@ pub use sparse::{
 };
 pub use stem::{Head, Stem};
 pub use train_llama::LlamaModel;
-pub use train_mobilenet::{MobileNet, MobileNetSettings};
+pub use train_mobilenet::{BatchStatistics, MobileNet, MobileNetSettings};

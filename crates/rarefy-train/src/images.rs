@@ -1,7 +1,7 @@
 //! Training a small MobileNet on labelled images, with a sparse method plugged into its steps.
 //!
 //! Images are drawn without repetition within an epoch, shifted and mirrored at random. The same settings on the same images give
-//! the same bytes, whatever the number of threads.
+//! the same bytes.
 
 use crate::optimizer::clip;
 use crate::{

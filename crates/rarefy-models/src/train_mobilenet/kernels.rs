@@ -82,8 +82,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_runs, a_rest) = a.as_chunks::<LANES>();
     let (b_runs, b_rest) = b.as_chunks::<LANES>();
     for (a, b) in a_runs.iter().zip(b_runs) {
-        for i in 0..LANES {
-            sums[i] += a[i] * b[i];
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
         }
     }
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
@@ -165,8 +165,8 @@ fn lanes(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (runs, rest) = x.as_chunks::<LANES>();
     for run in runs {
-        for i in 0..LANES {
-            sums[i] += f(run[i]);
+        for (sum, v) in sums.iter_mut().zip(run) {
+            *sum += f(*v);
         }
     }
     sums.iter().sum::<f32>() + rest.iter().map(|v| f(*v)).sum::<f32>()
