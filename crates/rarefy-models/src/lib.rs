@@ -3,6 +3,7 @@
 //! - [`Block`], [`Stem`], [`Head`]: a model streamed block by block, to look at activations and replace weights.
 //! - [`CausalLm`]: a whole model to run, with [`KvCache`], [`generate`] and [`perplexity`].
 //! - [`LlamaModel`]: a model to train, with [`causal_lm_loss`].
+//! - [`MobileNet`]: a small image classifier to train, which becomes a [`classifier::Classifier`].
 //!
 //! What a model leaves out while it runs, idle neurons and distant tokens, is given by [`Rules`]; a folder brings its own in
 //! [`SparseFiles`].
@@ -33,6 +34,7 @@ mod sparse;
 mod stem;
 mod tensors;
 mod train_llama;
+mod train_mobilenet;
 
 pub use attention::AttentionShape;
 pub use block::{Block, QueriesKeys, Tap};
@@ -54,3 +56,4 @@ pub use sparse::{
 };
 pub use stem::{Head, Stem};
 pub use train_llama::LlamaModel;
+pub use train_mobilenet::{BatchStatistics, MobileNet, MobileNetSettings};

@@ -4,6 +4,8 @@
 //! text or on the built-in corpus, with a [`SparseMethod`] plugged into its steps, and writes a model folder. A run can be
 //! stopped at any step and resumed: the result is bit-identical to that of an uninterrupted run.
 //!
+//! An [`ImageTrainer`] does the same with a small MobileNet on labelled images.
+//!
 //! ```no_run
 //! use rarefy_train::{Recipe, train_to_folder};
 //! use std::sync::atomic::AtomicBool;
@@ -19,7 +21,11 @@
 mod batches;
 mod error;
 mod evaluate;
+mod gradients;
 mod gradual;
+mod images;
+#[cfg(test)]
+mod images_tests;
 mod method;
 mod optimizer;
 mod output;
@@ -38,6 +44,7 @@ pub use batches::{Batch, Batches, Position};
 pub use error::TrainError;
 pub use evaluate::Evaluation;
 pub use gradual::GradualPruning;
+pub use images::{ImageOutcome, ImageSettings, ImageStep, ImageTrainer};
 pub use method::{Dense, SparseMethod};
 pub use optimizer::{Optimizer, global_norm};
 pub use output::train_to_folder;

@@ -5,11 +5,10 @@ use crate::optimizer::clip;
 use crate::state::Head;
 use crate::{
     Batch, Batches, ByteTokenizer, Dense, Evaluation, GradualPruning, Optimizer, Parameter, Parameters,
-    Recipe, SparseMethod, TrainError, evaluate, output, state,
+    Recipe, SparseMethod, TrainError, evaluate, gradients, output, state,
 };
 use burn::module::{Module, ParamId};
-use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use rarefy_checkpoint::ModelConfig;
 use rarefy_models::{LlamaModel, causal_lm_loss};
 use std::path::{Path, PathBuf};
@@ -272,17 +271,9 @@ impl Trainer {
         let loss = causal_lm_loss(logits, self.model.tokens(&batch.targets)?);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         self.check("loss", &[value as f32])?;
-        let mut grads = GradientsParams::from_grads(loss.backward(), &self.model);
-        let mut all = Vec::with_capacity(self.ids.len());
-        for (p, id) in self.parameters.all.iter().zip(&self.ids) {
-            let values = match p.shape.len() {
-                1 => grads.remove::<1>(*id).map(values),
-                _ => grads.remove::<2>(*id).map(values),
-            };
-            // A parameter the loss does not depend on has no gradient.
-            let values = values.unwrap_or_else(|| vec![0.0; p.values.len()]);
-            self.check(&format!("{}.grad", p.name), &values)?;
-            all.push(values);
+        let all = gradients::of(&loss, &self.model, &self.parameters, &self.ids);
+        for (p, values) in self.parameters.all.iter().zip(&all) {
+            self.check(&format!("{}.grad", p.name), values)?;
         }
         Ok((value, all))
     }
@@ -430,11 +421,6 @@ fn spread(name: &str, values: &mut [f32], config: &ModelConfig, deviation: f64) 
         _ => return,
     };
     values.iter_mut().for_each(|x| *x *= factor as f32);
-}
-
-/// The values of a gradient, row-major.
-fn values<const D: usize>(t: Tensor<D>) -> Vec<f32> {
-    t.into_data().try_into_vec::<f32>().expect("gradients have the element type of their parameter, f32")
 }
 
 /// Checksum of the texts of a run: a path in the recipe does not say what was in the file.

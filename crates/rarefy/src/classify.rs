@@ -231,6 +231,37 @@ pub fn times(
     pool.install(|| measure(networks, image, passes))
 }
 
+/// Median milliseconds per image of networks that need not compute the same, in turn, on `threads` threads.
+///
+/// # Errors
+/// [`ClassifyError::Kernel`].
+pub fn latencies(
+    networks: &[&Network],
+    image: &[f32],
+    passes: usize,
+    threads: usize,
+) -> Result<Vec<f64>, ClassifyError> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| KernelError::Threads { threads, reason: e.to_string() })?;
+    pool.install(|| {
+        let mut runners: Vec<Runner<'_>> = networks.iter().map(|n| Runner::new(n)).collect();
+        let mut totals = vec![Vec::with_capacity(passes); networks.len()];
+        for pass in 0..=passes {
+            for (runner, totals) in runners.iter_mut().zip(&mut totals) {
+                let start = Instant::now();
+                runner.run(image, &mut |_| ())?;
+                // The first pass only warms up.
+                if pass > 0 {
+                    totals.push(start.elapsed().as_secs_f64() * 1e3);
+                }
+            }
+        }
+        Ok(totals.iter_mut().map(|t| median(t)).collect())
+    })
+}
+
 fn measure(networks: &[&Network], image: &[f32], passes: usize) -> Result<Times, ClassifyError> {
     let mut runners: Vec<Runner<'_>> = networks.iter().map(|n| Runner::new(n)).collect();
     let mut totals = vec![Vec::with_capacity(passes); networks.len()];

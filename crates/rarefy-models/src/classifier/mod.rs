@@ -15,6 +15,7 @@
 //!
 //! [`Classifier`] holds the weights as plain numbers, for pruning; [`Classifier::network`] makes the network that runs.
 
+mod assemble;
 mod channels;
 mod read;
 pub mod synthetic;

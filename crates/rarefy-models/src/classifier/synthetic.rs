@@ -1,16 +1,13 @@
 //! MobileNets with random weights, for tests and for measuring speed without real ones.
 
-use std::path::PathBuf;
-
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use rarefy_checkpoint::DType;
 use rarefy_kernels::Clamp;
 use rarefy_kernels::cnn::{MOBILENET_V1, Padding};
-use serde_json::{Value, json};
 
-use super::{Classifier, ClassifierLayer, ConvLayer, LayerOp, Scaling};
+use super::{Classifier, ClassifierLayer, ConvLayer, LayerOp};
 
 /// Factor, channels, count and stride of the groups of inverted residuals of MobileNet v2.
 const V2: [(usize, usize, usize, usize); 7] = [
@@ -54,8 +51,7 @@ pub fn mobilenet_v2(width: usize, side: usize, seed: u64) -> Classifier {
             at = net.conv(Some(at), d_out, 1, 1, false, Clamp::NONE);
             if stride == 1 && d_in == d_out {
                 let output = net.layers[at].output;
-                let op = json!({"op": "add", "input": at, "other": input});
-                at = net.push(Some(at), LayerOp::Add { other: input }, Clamp::NONE, output, op);
+                at = net.push(Some(at), LayerOp::Add { other: input }, Clamp::NONE, output);
             }
         }
     }
@@ -67,26 +63,17 @@ struct Builder {
     name: String,
     side: usize,
     layers: Vec<ClassifierLayer>,
-    described: Vec<Value>,
     rng: ChaCha8Rng,
 }
 
 impl Builder {
     fn new(name: String, side: usize, seed: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Self { name, side, layers: Vec::new(), described: Vec::new(), rng }
+        Self { name, side, layers: Vec::new(), rng }
     }
 
-    fn push(
-        &mut self,
-        input: Option<usize>,
-        op: LayerOp,
-        clamp: Clamp,
-        output: [usize; 3],
-        described: Value,
-    ) -> usize {
+    fn push(&mut self, input: Option<usize>, op: LayerOp, clamp: Clamp, output: [usize; 3]) -> usize {
         self.layers.push(ClassifierLayer { input, op, clamp, output });
-        self.described.push(described);
         self.layers.len() - 1
     }
 
@@ -110,15 +97,6 @@ impl Builder {
         let bound = (6.0 / row as f32).sqrt();
         let weight = (0..d_out * row).map(|_| self.rng.random_range(-bound..bound)).collect();
         let bias = (0..d_out).map(|_| self.rng.random_range(-0.1..0.1)).collect();
-        let described = json!({
-            "op": "conv",
-            "input": input.map_or(-1, |i| i as i64),
-            "stride": stride,
-            "padding": "SAME",
-            "act": if clamp == Clamp::RELU6 { "relu6" } else { "none" },
-            "groups": groups,
-            "weight_shape": [d_out, d_in, kernel, kernel],
-        });
         let conv = ConvLayer {
             d_out,
             d_in,
@@ -132,30 +110,15 @@ impl Builder {
             bias_dtype: DType::F32,
         };
         let output = [d_out, height.div_ceil(stride), width.div_ceil(stride)];
-        self.push(input, LayerOp::Conv(conv), clamp, output, described)
+        self.push(input, LayerOp::Conv(conv), clamp, output)
     }
 
     fn finish(mut self, last: usize) -> Classifier {
         let channels = self.layers[last].output[0];
-        let op = json!({"op": "global_avg_pool", "input": last});
-        let pooled = self.push(Some(last), LayerOp::GlobalAverage, Clamp::NONE, [channels, 1, 1], op);
+        let pooled = self.push(Some(last), LayerOp::GlobalAverage, Clamp::NONE, [channels, 1, 1]);
         let logits = self.conv(Some(pooled), 1001, 1, 1, false, Clamp::NONE);
-        let flat = json!({"op": "flatten", "input": logits});
-        self.push(Some(logits), LayerOp::Flatten, Clamp::NONE, [1001, 1, 1], flat);
-        let config = json!({
-            "architecture": self.name,
-            "input_resolution": self.side,
-            "input": "RGB CHW float, x/127.5-1",
-            "classes": "1001 random classes; output index = index + 1",
-            "layers": self.described,
-        });
-        Classifier {
-            dir: PathBuf::new(),
-            config,
-            side: self.side,
-            scaling: Scaling::Symmetric,
-            class_offset: 1,
-            layers: self.layers,
-        }
+        self.push(Some(logits), LayerOp::Flatten, Clamp::NONE, [1001, 1, 1]);
+        let classes = ("1001 random classes; output index = index + 1", 1);
+        Classifier::assemble(&self.name, self.side, classes, self.layers)
     }
 }

@@ -1,10 +1,10 @@
-//! Fast Sparse ConvNets: the rate of the kernels, a whole network end to end, and what one-shot pruning costs.
+//! Fast Sparse ConvNets: the rate of the kernels, a whole network end to end, what one-shot pruning costs, and the study of trained networks.
 
 use rarefy_models::classifier::{Classifier, synthetic};
 use serde_json::{Value, json};
 
 use super::convnets::{Real, Shape, end_to_end, pruned, rates, row};
-use super::{Check, Experiment, Outcome, ReproOptions};
+use super::{Check, Experiment, Outcome, ReproOptions, trained_fast_sparse};
 use crate::cli::CliError;
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
@@ -30,11 +30,14 @@ fn run(options: &mut ReproOptions<'_>) -> Result<Outcome, CliError> {
                 .into(),
         ),
     }
-    outcome.notes.push(
-        "NOT RUN: wide-sparse against narrow-dense at equal latency, gradual pruning within 1.5 points of dense, and blocks within 1 point of single \
-         weights after training (item 2 of the specification): they need a convolutional network to be trained, which this program cannot do yet"
-            .into(),
-    );
+    match options.data.clone() {
+        Some(data) => trained_fast_sparse::run(options, &data, &mut outcome)?,
+        None => outcome.notes.push(
+            "NOT RUN: wide-sparse against narrow-dense at equal latency, gradual pruning within 1.5 points of dense, and blocks within 1 point of single \
+             weights (item 2 of the specification): networks are trained for them; it needs `--data` with cifar10"
+                .into(),
+        ),
+    }
     outcome.notes.push(
         "NOT RUN: MKL CSR, ONNX Runtime, MNN and XNNPACK beside ours: they run in processes of their own, outside this command; \"faster\" is over our \
          own dense kernels"

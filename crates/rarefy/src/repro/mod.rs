@@ -19,6 +19,9 @@ mod sparsebytenn;
 mod sparsegpt_wanda_baselines;
 mod sparsity_constrained_ot;
 mod spright;
+mod trained;
+mod trained_fast_sparse;
+mod trained_sparsebytenn;
 
 use std::path::PathBuf;
 
