@@ -13,7 +13,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 };
 
 /// Two regressions of the UCI collection.
-const REAL: [&str; 2] = ["concrete", "kin8nm"];
+const REAL: [&str; 2] = ["concrete", "wine-quality-red"];
 
 fn run(options: &mut ReproOptions<'_>) -> Result<Outcome, CliError> {
     let sizes = if options.quick { Sizes::quick(options.seed) } else { Sizes::full(options.seed) };
