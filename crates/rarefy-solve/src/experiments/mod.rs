@@ -5,6 +5,7 @@ pub mod block_coordinate_descent;
 pub mod kronecker_sbl;
 pub mod ldp_sparse_regression;
 pub mod linf_regression;
+pub mod lp_sensitivity_sampling;
 pub mod matrix_completion;
 pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;

@@ -29,9 +29,10 @@ pub use cg::{CgSettings, cg};
 pub use least_squares::{LeastSquaresSettings, least_squares, solve_sketched};
 pub use lsqr::{LsqrSettings, lsqr};
 pub use nnls::{NnlsSettings, nnls};
+pub(crate) use scores::lewis_of_basis;
 pub use scores::{LewisWeights, leverage, leverage_sketched, lewis};
 pub use stream::StreamedQr;
 pub use svd::{RandomisedSvd, SvdSettings, randomised_svd};
 
 pub(crate) use basis::{gram, quadratic_forms};
-pub(crate) use qr::r_factor;
+pub(crate) use qr::{pivoted, r_factor};

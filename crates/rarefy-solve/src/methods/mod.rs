@@ -4,6 +4,7 @@ pub mod block_coordinate_descent;
 pub mod kronecker_sbl;
 pub mod ldp_sparse_regression;
 pub mod linf_regression;
+pub mod lp_sensitivity_sampling;
 pub mod matrix_completion;
 pub mod optimistic_omd;
 pub mod sinkhorn_newton_sparse;
@@ -18,6 +19,7 @@ pub const METHODS: &[MethodInfo] = &[
     kronecker_sbl::INFO,
     ldp_sparse_regression::INFO,
     linf_regression::INFO,
+    lp_sensitivity_sampling::INFO,
     matrix_completion::INFO,
     optimistic_omd::INFO,
     sinkhorn_newton_sparse::INFO,

@@ -11,6 +11,7 @@ mod kronecker_sbl;
 mod language;
 mod ldp_sparse_regression;
 mod linf_regression;
+mod lp_sensitivity_sampling;
 mod matrix_completion;
 mod optimistic_omd;
 mod recall;
@@ -164,6 +165,7 @@ pub const EXPERIMENTS: &[Experiment] = &[
     kronecker_sbl::EXPERIMENT,
     ldp_sparse_regression::EXPERIMENT,
     linf_regression::EXPERIMENT,
+    lp_sensitivity_sampling::EXPERIMENT,
     matrix_completion::EXPERIMENT,
     optimistic_omd::EXPERIMENT,
     sinkhorn_newton_sparse::EXPERIMENT,
