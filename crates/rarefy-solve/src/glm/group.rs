@@ -167,7 +167,7 @@ impl State<'_> {
     fn refresh_row(&mut self, i: usize) {
         let (s, y, row) = (self.sample(i), self.problem.y[i], i * self.k..(i + 1) * self.k);
         match self.loss {
-            GroupLoss::Single(loss) => self.theta[i] = s * loss.derivatives(y, self.z[i]).0,
+            GroupLoss::Single(loss) => self.theta[i] = s * loss.slope(y, self.z[i]),
             GroupLoss::Multinomial { .. } => {
                 let z = &self.z[row.clone()];
                 let top = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);

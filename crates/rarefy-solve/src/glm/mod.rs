@@ -30,6 +30,7 @@
 mod anderson;
 mod baselines;
 mod group;
+mod loss;
 mod newton;
 mod path;
 mod prepare;
