@@ -303,6 +303,8 @@ impl<'a> Newton<'a> {
 }
 
 impl Engine for Newton<'_> {
+    type Model = Coefficients;
+
     fn alpha_max(&self) -> f64 {
         self.alpha_max
     }
