@@ -348,7 +348,8 @@ impl Engine for Descent<'_> {
             self.state.fit_intercepts(total, 1000);
         }
         let mut target = 0.01 * tolerance;
-        let (mut trace, mut iterations, mut best, mut stuck) = (vec![], 0, f64::INFINITY, 0);
+        let (mut trace, mut iterations, mut stuck) = (vec![], 0, 0);
+        let (mut best, mut lowest) = (f64::INFINITY, f64::MAX);
         let (status, objective, residual) = loop {
             if self.settings.fit_intercept {
                 self.state.fit_intercepts(total, 200);
@@ -403,8 +404,10 @@ impl Engine for Descent<'_> {
             if iterations >= self.settings.max_iterations {
                 break (Status::MaxIterations, primal / total, residual);
             }
-            stuck = if residual < 0.95 * best { 0 } else { stuck + 1 };
-            best = best.min(residual);
+            // The residual need not fall while the objective still does.
+            let falls = residual < 0.95 * best || primal < lowest - 1e-13 * lowest.abs();
+            stuck = if falls { 0 } else { stuck + 1 };
+            (best, lowest) = (best.min(residual), lowest.min(primal));
             if stuck >= 20 {
                 break (Status::Stalled, primal / total, residual);
             }

@@ -31,7 +31,8 @@ pub(super) struct Newton<'a> {
     /// Curvature of the model, and how much of it the linear part of Huber's loss gets, in (0, 1].
     v: Vec<f64>,
     damping: f64,
-    /// Loss of the best constant model, and the α above which it is the answer.
+    /// The best constant model, its loss, and the α above which it is the answer.
+    constant: f64,
     reference: f64,
     alpha_max: f64,
 }
@@ -58,6 +59,7 @@ impl<'a> Newton<'a> {
             theta: vec![0.0; n],
             v: vec![0.0; n],
             damping: 1.0,
+            constant: 0.0,
             reference: 0.0,
             alpha_max: 0.0,
         };
@@ -65,7 +67,7 @@ impl<'a> Newton<'a> {
             this.fit_intercept();
         }
         this.derivatives();
-        this.reference = this.fit(&this.z);
+        (this.constant, this.reference) = (this.intercept, this.fit(&this.z));
         let all: Vec<usize> = (0..p).collect();
         let g = this.gradient(&all, 0.0);
         let sizes = g.iter().enumerate().map(|(j, g)| this.size(*g) / this.weight(j));
@@ -172,8 +174,9 @@ impl<'a> Newton<'a> {
             }
         }
         if self.settings.fit_intercept {
-            // The dual wants Σθ = 0; what rounding leaves of it counts against us.
-            gap += scale * (self.intercept * dense::sum(&self.theta)).abs();
+            // The dual wants Σθ = 0; what rounding leaves of it counts against us, times the intercept. That has no
+            // natural origin: counted from the best constant model, the mean of y plays no part.
+            gap += scale * ((self.intercept - self.constant) * dense::sum(&self.theta)).abs();
         }
         Certificate { primal, gap, scale }
     }
