@@ -116,7 +116,7 @@ fn check_optimality(problem: &Problem<'_>, alpha: f64, settings: &GlmSettings, x
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
     fn optimality_conditions_hold(
         seed in 0_u64..1000, n in 5_usize..40, p in 1_usize..60, ratio in 0.02..0.9_f64, kind in 0_usize..3,
@@ -140,17 +140,70 @@ proptest! {
         let at_top = run(&problem, top * 1.0001, &settings);
         prop_assert_eq!(at_top.x.nnz(), 0);
         let found = run(&problem, ratio * top, &settings);
-        // Known: a step of the Huber loss can stall in rounding at a gap near 1e-10 (seed 326, n = 25, p = 51 did). The status says so.
-        if kind == 2 && found.status == Status::Stalled {
-            prop_assert!(found.residuals[0].value < 1e-9, "{:?}", found.residuals);
-            return Ok(());
-        }
         prop_assert!(matches!(found.status, Status::Converged), "{:?} {:?}", found.status, found.residuals);
         check_optimality(&problem, ratio * top, &settings, &found.x);
         // Warm from the answer: nothing is left to do.
         let again = glm::solve(&problem, ratio * top, &settings, Some(&found.x), &mut Monitor::silent()).unwrap();
         prop_assert!(again.iterations <= 3);
         prop_assert!((again.objective - found.objective).abs() <= 1e-9 * (1.0 + found.objective));
+    }
+}
+
+/// The objective of these falls by less than its rounding long before the gap is small: a line search that
+/// compares objectives, a gap that is a difference of objectives, or steps with the curvature of Huber's
+/// majorising parabola stall on them. The gap itself is known to about ε‖θ‖₁ max|z|, 1e-14 or so of the loss.
+#[test]
+fn gaps_far_below_the_rounding_of_the_objective() {
+    let cases = [
+        (326, 25, 51, 0.1, false),
+        (1002, 19, 47, 0.3, true),
+        (1301, 12, 40, 0.3, false),
+        (1024, 33, 38, 0.02, false),
+        (131, 12, 52, 0.3, false),
+        (235, 5, 47, 0.1, true),
+        (1221, 12, 3, 0.02, false),
+    ];
+    for (seed, n, p, ratio, positive) in cases {
+        let (m, y) = random(n, p, 0.5, seed);
+        let x = Design::from(m);
+        for fit_intercept in [true, false] {
+            for l1_ratio in [1.0, 0.5] {
+                for delta in [0.05, 0.4] {
+                    let settings = GlmSettings {
+                        loss: Loss::Huber { delta },
+                        l1_ratio,
+                        positive,
+                        fit_intercept,
+                        tolerance: 1e-12,
+                        ..Default::default()
+                    };
+                    let problem = Problem::new(&x, &y);
+                    let alpha = ratio * glm::alpha_max(&problem, &settings).unwrap();
+                    let s = run(&problem, alpha, &settings);
+                    assert_eq!(s.status, Status::Converged, "seed {seed}: {:?}", s.residuals);
+                    check_optimality(&problem, alpha, &settings, &s.x);
+                }
+            }
+        }
+    }
+    // Few distinct rows, many samples: the errors of the sums add up instead of cancelling.
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let n = 20_000;
+    let kinds: Vec<[usize; 3]> =
+        (0..n).map(|_| [0, 4, 8].map(|o| o + rng.random_range(0..4_usize))).collect();
+    let entries: Vec<_> = kinds.iter().enumerate().flat_map(|(i, k)| k.map(|j| (i, j, 1.0))).collect();
+    let x: Design = Csc::from_triplets(n, 12, &entries).unwrap().into();
+    let y: Vec<f64> = kinds
+        .iter()
+        .map(|k| if rng.random_range(0.0..12.0) < (k[0] + k[1]) as f64 { 1.0 } else { -1.0 })
+        .collect();
+    for fit_intercept in [true, false] {
+        let settings =
+            GlmSettings { loss: Loss::Logistic, fit_intercept, tolerance: 1e-13, ..Default::default() };
+        let problem = Problem::new(&x, &y);
+        let s = run(&problem, 0.05 * glm::alpha_max(&problem, &settings).unwrap(), &settings);
+        assert_eq!(s.status, Status::Converged, "{:?}", s.residuals);
+        assert!(s.iterations < 20);
     }
 }
 

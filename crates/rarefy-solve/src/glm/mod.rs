@@ -13,7 +13,8 @@
 //! - Every answer carries a duality gap: `objective − optimum ≤ gap`. It stops when the gap is at
 //!   most `tolerance` times the loss of the best constant model.
 //!
-//! - [`solve_group`]: group lasso, multinomial regression, the minimax concave penalty;
+//! - [`solve_group`], [`group_path`], [`group_cross_validate`]: group lasso, multinomial regression, the minimax
+//!   concave penalty;
 //!   [`proximal_gradient`] (ISTA, FISTA) for operators that only multiply; [`orthogonal_matching_pursuit`].
 //!
 //! How: working sets (features that violate the optimality conditions or pass the sequential
@@ -30,6 +31,8 @@
 mod anderson;
 mod baselines;
 mod group;
+mod group_descent;
+mod loss;
 mod newton;
 mod path;
 mod prepare;
@@ -38,7 +41,10 @@ mod squared;
 mod working_set;
 
 pub use baselines::{OmpSettings, ProximalGradientSettings, orthogonal_matching_pursuit, proximal_gradient};
-pub use group::{GroupLoss, GroupModel, GroupPenalty, GroupSettings, solve_group};
+pub use group::{
+    GroupLoss, GroupModel, GroupPenalty, GroupSettings, group_alpha_max, group_cross_validate, group_path,
+    solve_group,
+};
 pub use path::{AlphaGrid, CrossValidation, CrossValidationSettings, Path, cross_validate, path};
 
 use serde::{Deserialize, Serialize};
@@ -279,19 +285,20 @@ struct Step {
 
 /// A problem made ready: what [`path`] needs.
 trait Engine {
+    type Model;
     /// The smallest α with all coefficients 0.
     fn alpha_max(&self) -> f64;
     /// Goes to this point.
-    fn start_at(&mut self, point: &Coefficients);
+    fn start_at(&mut self, point: &Self::Model);
     /// Solves for one α from where it is.
-    fn solve(&mut self, step: Step, monitor: &mut Monitor<'_>) -> Result<Solution<Coefficients>, SolveError>;
+    fn solve(&mut self, step: Step, monitor: &mut Monitor<'_>) -> Result<Solution<Self::Model>, SolveError>;
 }
 
 fn engine<'a>(
     problem: &Problem<'a>,
     settings: &'a GlmSettings,
     n_alphas: usize,
-) -> Result<Box<dyn Engine + 'a>, SolveError> {
+) -> Result<Box<dyn Engine<Model = Coefficients> + 'a>, SolveError> {
     settings.check(problem)?;
     Ok(match settings.loss {
         Loss::Squared => Box::new(squared::Squared::new(problem, settings, n_alphas)),

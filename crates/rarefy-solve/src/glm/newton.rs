@@ -1,4 +1,9 @@
 //! Logistic and Huber losses: proximal Newton steps on working sets.
+//!
+//! Near the answer the decrease of a step is of second order and far below the rounding of the objective,
+//! whereas the duality gap is of first order. So decreases are sums of exact differences, not a difference of
+//! sums, and the gap is a sum of terms that are each at least 0: both keep their digits down to the rounding of
+//! the gradient.
 
 use std::ops::ControlFlow;
 
@@ -9,58 +14,6 @@ use super::working_set::{Bounds, Feature, WorkingSet};
 use super::{Coefficients, Engine, GlmSettings, Loss, Problem, Step};
 use crate::linop::dense;
 use crate::{Column, LinOp, Monitor, Residual, Solution, SolveError, Status};
-
-impl Loss {
-    /// `f(y, z)`.
-    #[must_use]
-    pub fn value(self, y: f64, z: f64) -> f64 {
-        match self {
-            Loss::Squared => 0.5 * (y - z).powi(2),
-            Loss::Logistic => {
-                let m = y * z;
-                (-m.abs()).exp().ln_1p() + (-m).max(0.0)
-            }
-            Loss::Huber { delta } => {
-                let r = (y - z).abs();
-                if r <= delta { 0.5 * r * r } else { delta * (r - 0.5 * delta) }
-            }
-        }
-    }
-
-    /// Minus the derivative in z, and the curvature of a model: the second derivative, or for
-    /// Huber that of the quadratic which touches from above.
-    pub(super) fn derivatives(self, y: f64, z: f64) -> (f64, f64) {
-        match self {
-            Loss::Squared => (y - z, 1.0),
-            Loss::Logistic => {
-                let a = 1.0 / (1.0 + (y * z).exp());
-                (y * a, a * (1.0 - a))
-            }
-            Loss::Huber { delta } => {
-                let r = y - z;
-                let size = r.abs().max(delta);
-                (r.clamp(-delta, delta), delta / size)
-            }
-        }
-    }
-
-    /// Minus the conjugate at `−scale·slope`, where `slope` is minus a derivative.
-    pub(super) fn dual(self, y: f64, slope: f64, scale: f64) -> f64 {
-        let a = scale * slope;
-        match self {
-            Loss::Squared | Loss::Huber { .. } => a * (y - 0.5 * a),
-            Loss::Logistic => {
-                let a = (a * y).clamp(0.0, 1.0);
-                let entropy = |v: f64| if v > 0.0 { -v * v.ln() } else { 0.0 };
-                entropy(a) + if a < 1.0 { -(1.0 - a) * (-a).ln_1p() } else { 0.0 }
-            }
-        }
-    }
-
-    pub(super) fn smoothness(self) -> f64 {
-        if self == Loss::Logistic { 0.25 } else { 1.0 }
-    }
-}
 
 pub(super) struct Newton<'a> {
     problem: Problem<'a>,
@@ -75,9 +28,11 @@ pub(super) struct Newton<'a> {
     z: Vec<f64>,
     /// `−sᵢ f'(zᵢ)`.
     theta: Vec<f64>,
-    /// Curvature.
+    /// Curvature of the model, and how much of it the linear part of Huber's loss gets, in (0, 1].
     v: Vec<f64>,
-    /// Loss of the best constant model, and the α above which it is the answer.
+    damping: f64,
+    /// The best constant model, its loss, and the α above which it is the answer.
+    constant: f64,
     reference: f64,
     alpha_max: f64,
 }
@@ -103,6 +58,8 @@ impl<'a> Newton<'a> {
             z: vec![0.0; n],
             theta: vec![0.0; n],
             v: vec![0.0; n],
+            damping: 1.0,
+            constant: 0.0,
             reference: 0.0,
             alpha_max: 0.0,
         };
@@ -110,7 +67,7 @@ impl<'a> Newton<'a> {
             this.fit_intercept();
         }
         this.derivatives();
-        this.reference = this.fit(&this.z);
+        (this.constant, this.reference) = (this.intercept, this.fit(&this.z));
         let all: Vec<usize> = (0..p).collect();
         let g = this.gradient(&all, 0.0);
         let sizes = g.iter().enumerate().map(|(j, g)| this.size(*g) / this.weight(j));
@@ -140,28 +97,43 @@ impl<'a> Newton<'a> {
         let loss = self.settings.loss;
         for i in 0..self.z.len() {
             let s = self.problem.sample_weight.map_or(1.0, |s| s[i]);
-            let (slope, curvature) = loss.derivatives(self.problem.y[i], self.z[i]);
-            (self.theta[i], self.v[i]) = (s * slope, s * curvature);
+            let (y, z) = (self.problem.y[i], self.z[i]);
+            self.theta[i] = s * loss.slope(y, z);
+            self.v[i] = s * loss.curvature(y, z, self.damping);
         }
     }
 
-    /// Makes the intercept optimal for the coefficients at hand, so that the residual sums to 0.
+    /// Makes the intercept optimal for the coefficients at hand, so that the residual sums to 0: Newton's
+    /// method inside a bracket, since the sum falls as the intercept rises.
     fn fit_intercept(&mut self) {
-        for _ in 0..100 {
+        let (mut below, mut above) = (f64::NEG_INFINITY, f64::INFINITY);
+        let damping = std::mem::replace(&mut self.damping, 1e-9);
+        for _ in 0..200 {
             self.derivatives();
             let (g, h) = (dense::sum(&self.theta), dense::sum(&self.v));
             let size = dense::norm_1(&self.theta);
             if g.abs() <= 1e-15 * size || h <= 0.0 {
                 break;
             }
-            // The logistic slope is monotone with a curvature that may be tiny: short steps.
-            let delta = (g / h).clamp(-4.0, 4.0);
-            self.intercept += delta;
-            self.z.iter_mut().for_each(|z| *z += delta);
-            if delta.abs() <= 1e-15 * (1.0 + self.intercept.abs()) {
+            if g > 0.0 {
+                below = self.intercept
+            } else {
+                above = self.intercept
+            }
+            // The curvature may be tiny: short steps while there is no bracket.
+            let most = if self.settings.loss == Loss::Logistic { 4.0 } else { 4.0 * size };
+            let mut next = self.intercept + (g / h).clamp(-most, most);
+            if !(next > below && next < above) && below.is_finite() && above.is_finite() {
+                next = 0.5 * (below + above);
+            }
+            let by = next - self.intercept;
+            self.intercept = next;
+            self.z.iter_mut().for_each(|z| *z += by);
+            if by.abs() <= 1e-16 * (1.0 + self.intercept.abs()) {
                 break;
             }
         }
+        self.damping = damping;
     }
 
     /// `xⱼᵀθ − λ₂ⱼwⱼ`.
@@ -190,14 +162,23 @@ impl<'a> Newton<'a> {
         let (penalty, ridge) = self.penalty(l1, l2);
         let primal = self.fit(&self.z) + penalty + 0.5 * ridge;
         let loss = self.settings.loss;
-        let mut dual = -0.5 * scale * scale * ridge;
-        for (i, (y, t)) in self.problem.y.iter().zip(&self.theta).enumerate() {
+        // Primal minus dual, with Xᵀθ = g + λ₂w put in: every term is at least 0.
+        let mut gap = 0.5 * (1.0 - scale).powi(2) * ridge;
+        for (i, (y, z)) in self.problem.y.iter().zip(&self.z).enumerate() {
             let s = self.problem.sample_weight.map_or(1.0, |s| s[i]);
-            if s > 0.0 {
-                dual += s * loss.dual(*y, t / s, scale);
+            gap += s * loss.fenchel_gap(*y, *z, scale);
+        }
+        for (&j, &g) in alive.iter().zip(g) {
+            if self.w[j] != 0.0 {
+                gap += (l1 * self.weight(j) * self.w[j].abs() - scale * self.w[j] * g).max(0.0);
             }
         }
-        Certificate { primal, gap: primal - dual, scale }
+        if self.settings.fit_intercept {
+            // The dual wants Σθ = 0; what rounding leaves of it counts against us, times the intercept. That has no
+            // natural origin: counted from the best constant model, the mean of y plays no part.
+            gap += scale * ((self.intercept - self.constant) * dense::sum(&self.theta)).abs();
+        }
+        Certificate { primal, gap, scale }
     }
 
     /// Gram matrix of the columns under the curvature, with the intercept eliminated, and `Xᵀv`.
@@ -269,39 +250,64 @@ impl<'a> Newton<'a> {
             }
         }
         let old: Vec<f64> = set.iter().map(|j| self.w[*j]).collect();
-        let penalty = |t: f64| -> f64 {
-            let at = |a: usize| old[a] + t * d[a];
-            (0..set.len()).map(|a| quad.l1[a] * at(a).abs() + 0.5 * quad.l2[a] * at(a).powi(2)).sum()
+        // What `t` of the step changes, coordinate by coordinate: slopes of the fit and of the penalty cancel here.
+        let change = |t: f64, smooth: bool| -> f64 {
+            let one = |a: usize| {
+                let (old, by) = (old[a], t * d[a]);
+                let size =
+                    if old * (old + by) > 0.0 { by * old.signum() } else { (old + by).abs() - old.abs() };
+                quad.l1[a] * size + quad.l2[a] * by * (old + 0.5 * by)
+                    - if smooth { plain[a] * by } else { 0.0 }
+            };
+            (0..set.len()).map(one).sum()
         };
-        let start = penalty(0.0);
-        let predicted = -slope * db - dense::dot(&plain, &d) + penalty(1.0) - start;
-        let before = self.fit(&self.z) + start;
-        // Near the end the decrease drowns in the rounding of the objective while the gradient still
-        // improves: a full step that changes the objective by no more than that is taken.
-        let rounding = 1e-14 * before.abs();
+        let predicted = change(1.0, true) - slope * db;
+        // Errors of the two sums below, against which no decrease can be seen: n terms of either sign. A full
+        // step that changes no more than that is taken, for the gradient still improves.
+        let terms = self.theta.iter().zip(&along).map(|(t, a)| (t * a).abs()).sum::<f64>();
+        let rounding = f64::EPSILON * (16.0 + (self.z.len() as f64).sqrt()) * terms;
         if predicted.is_nan() || predicted > rounding {
             return 0.0;
         }
-        let (mut t, mut z) = (1.0, self.z.clone());
+        let loss = self.settings.loss;
+        let mut t = 1.0;
         for _ in 0..40 {
-            z.iter_mut().zip(self.z.iter().zip(&along)).for_each(|(z, (a, b))| *z = a + t * b);
-            let value = self.fit(&z) + penalty(t);
-            if value.is_finite() && value <= before + 1e-4 * t * predicted + rounding {
-                self.z = z;
+            let fit: f64 = (0..self.z.len())
+                .map(|i| {
+                    let s = self.problem.sample_weight.map_or(1.0, |s| s[i]);
+                    s * loss.difference(self.problem.y[i], self.z[i], t * along[i])
+                })
+                .sum();
+            let value = fit + change(t, false);
+            if value.is_finite() && value <= 1e-4 * t * predicted + rounding {
+                let full = t.total_cmp(&1.0).is_eq();
+                self.z.iter_mut().zip(&along).for_each(|(z, a)| *z += t * a);
                 self.intercept += t * db;
                 for (a, &j) in set.iter().enumerate() {
-                    let full = t.total_cmp(&1.0).is_eq();
                     self.w[j] = if full { quad.w[a] } else { old[a] + t * d[a] };
                 }
-                return (-predicted).max(0.0);
+                self.damping =
+                    if full { (0.1 * self.damping).max(1e-8) } else { (100.0 * self.damping).min(1.0) };
+                return if -predicted <= rounding { 0.0 } else { -predicted };
             }
             t *= 0.5;
         }
+        self.damping = 1.0;
         0.0
+    }
+
+    /// `Xw + b` from its definition, against the drift of many steps.
+    fn refresh(&mut self) {
+        self.z.fill(self.intercept);
+        for &j in &self.support {
+            self.problem.x.column(j).add_to(self.w[j], &mut self.z);
+        }
     }
 }
 
 impl Engine for Newton<'_> {
+    type Model = Coefficients;
+
     fn alpha_max(&self) -> f64 {
         self.alpha_max
     }
@@ -331,7 +337,9 @@ impl Engine for Newton<'_> {
         let mut working = WorkingSet::new(self.w.len(), |j| self.norms_sq[*j] > 0.0);
         let mut target = 0.1 * tolerance;
         let mut strong = (2.0 * step.alpha - step.previous).max(0.0) * total * self.settings.l1_ratio;
-        let (mut trace, mut iterations, mut best_gap, mut stuck) = (vec![], 0, f64::INFINITY, 0);
+        let (mut trace, mut iterations, mut stuck) = (vec![], 0, 0);
+        let (mut best_gap, mut best_primal) = (f64::INFINITY, f64::INFINITY);
+        self.refresh();
         let (status, certificate) = loop {
             if self.settings.fit_intercept {
                 self.fit_intercept();
@@ -357,10 +365,18 @@ impl Engine for Newton<'_> {
             if iterations >= self.settings.max_iterations {
                 break (Status::MaxIterations, certificate);
             }
-            stuck = if certificate.gap < 0.9 * best_gap { 0 } else { stuck + 1 };
+            // The gap need not fall while a working set is still growing or its signs are not found; the
+            // objective does.
+            let falls = certificate.gap < 0.9 * best_gap || certificate.primal < best_primal * (1.0 - 1e-12);
+            stuck = if falls { 0 } else { stuck + 1 };
             best_gap = best_gap.min(certificate.gap);
+            best_primal = best_primal.min(certificate.primal);
             if stuck >= 10 {
                 break (Status::Stalled, certificate);
+            }
+            if stuck == 5 {
+                self.refresh();
+                self.damping = 1.0;
             }
             let smooth =
                 (self.largest_weight * self.settings.loss.smoothness()).max(if l2 > 0.0 { 1.0 } else { 0.0 });
@@ -376,9 +392,9 @@ impl Engine for Newton<'_> {
             if !found && iterations > 0 {
                 target *= 0.03;
             }
-            // While features are still missing, a rough solution does.
-            let rough = if found { target.max(0.03 * certificate.gap) } else { target };
-            for _ in 0..20 {
+            // While features are still missing, a rough solution does, unless that leads nowhere.
+            let rough = if found { target.max(0.03 * 0.1_f64.powi(stuck) * certificate.gap) } else { target };
+            for _ in 0..30 {
                 if self.step(&set, l1, l2, 0.01 * rough) <= rough {
                     break;
                 }

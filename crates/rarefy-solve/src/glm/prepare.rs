@@ -107,9 +107,8 @@ impl<'a> Prepared<'a> {
     }
 
     pub(super) fn intercept(&self, features: &[usize], values: &[f64]) -> f64 {
-        if self.x_mean.is_empty() {
-            return 0.0;
-        }
-        self.y_mean - features.iter().zip(values).map(|(j, w)| self.x_mean[*j] * w).sum::<f64>()
+        // Without an intercept both means are 0.
+        let mean = |j: usize| self.x_mean.get(j).copied().unwrap_or(0.0);
+        self.y_mean - features.iter().zip(values).map(|(j, w)| mean(*j) * w).sum::<f64>()
     }
 }

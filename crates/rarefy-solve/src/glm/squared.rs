@@ -278,6 +278,8 @@ impl<'a> Squared<'a> {
 }
 
 impl Engine for Squared<'_> {
+    type Model = Coefficients;
+
     fn alpha_max(&self) -> f64 {
         let size = |j: usize| if self.settings.positive { self.q[j] } else { self.q[j].abs() };
         let largest = (0..self.q.len())
