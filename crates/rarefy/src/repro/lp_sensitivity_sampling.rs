@@ -43,7 +43,7 @@ fn regression(path: &std::path::Path) -> std::io::Result<(Mat<f64>, Vec<f64>)> {
     let x: Vec<f32> = archive.by_name("x")?.ok_or_else(|| invalid("`x` is missing"))?.into_vec()?;
     let y: Vec<f32> = archive.by_name("y")?.ok_or_else(|| invalid("`y` is missing"))?.into_vec()?;
     let n = y.len();
-    if n == 0 || x.len() % n != 0 {
+    if n == 0 || !x.len().is_multiple_of(n) {
         return Err(invalid("arrays of lengths that do not fit"));
     }
     let d = x.len() / n;
