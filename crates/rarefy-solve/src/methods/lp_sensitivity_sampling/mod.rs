@@ -10,7 +10,7 @@
 //!           n regressions. Then regressions of m rows.
 //! Variants: [`Scheme`]; sensitivities by [`Sensitivity`]; [`LpSettings::approximate`] scores in two passes; streaming:
 //!           [`Sampler`], exact, for scores that each block gives by itself (uniform; leverage and root leverage by a
-//!           [`Whitening`](crate::linalg::Whitening) of a first pass); [`Coreset`], one pass, every scheme.
+//!           [`Whitening`] of a first pass); [`Coreset`], one pass, every scheme.
 //! Rows:     m = ⌈ε⁻²·bound⌉ up to logarithms and a constant, with 𝔖 = Σσ (at most d below p = 2, d^{p/2} above):
 //!           sensitivity min(𝔖^{2/p}, d^{1−p/2}𝔖) for p < 2 and 𝔖^{2−2/p} above; root leverage d; leverage and
 //!           sensitivity d^{2/p}𝔖^{2−4/p}; Lewis max(d, d^{p/2}).
