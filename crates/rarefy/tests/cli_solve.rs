@@ -147,7 +147,7 @@ fn transport_methods_agree_on_a_small_problem() {
         let want = if [2, 3, 7].contains(&k) { third } else { 0.0 };
         assert!((v - want).abs() < 1e-12, "{plan:?}");
     }
-    for method in ["sinkhorn", "sns", "l2", "k-sparse"] {
+    for method in ["sinkhorn", "sinkhorn-newton-sparse", "l2", "sparsity-constrained-ot"] {
         let flags =
             ["solve", "transport", text(&x), text(&y), "--method", method, "--regularisation", "0.01"];
         let found = json(&flags);
@@ -409,6 +409,12 @@ fn least_squares_whole_streamed_and_sketched() {
         "gaussian",
     ]);
     assert!((values(&sketched)[1] - 3.0).abs() < 0.05);
+    let robust = json(&["solve", "regress", text(&data), "--method", "lp-sensitivity-sampling", "-p", "1"]);
+    assert!((values(&robust)[1] - 3.0).abs() < 0.05, "{robust}");
+    refuse(
+        &["solve", "regress", text(&data), "--method", "lp-sensitivity-sampling", "-p", "0.5"],
+        &["`p` = 0.5"],
+    );
     let positive = json(&["solve", "regress", text(&data), "--method", "nnls"]);
     assert!(values(&positive).iter().all(|v| *v >= 0.0));
     // libsvm text says its width only at its end.

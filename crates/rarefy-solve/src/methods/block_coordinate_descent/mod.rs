@@ -54,7 +54,7 @@ pub const INFO: MethodInfo = MethodInfo {
     name: "Greedy BCD",
     family: "solver",
     paper: "Nutini et al., JMLR 2022, arXiv 1712.08859",
-    command: "solve lasso --method block-coordinate-descent",
+    command: "repro block-coordinate-descent",
     maturity: Maturity::Preview,
     summary: "minimises a block at a time, with greedy blocks, matrix updates and message passing on forests",
 };

@@ -13,6 +13,7 @@ use super::{AnswerArgs, positive};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum How {
     /// A gradient in one of a few rounds; pure epsilon
+    #[value(alias = "ldp-sparse-regression")]
     Iht,
     /// Second moments and cross moments, once; (epsilon, delta)
     Nldp,

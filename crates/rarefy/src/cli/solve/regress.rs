@@ -8,6 +8,7 @@ use rarefy_solve::linalg::{
     LeastSquaresSettings, NnlsSettings, StreamedQr, least_squares, nnls, solve_sketched,
 };
 use rarefy_solve::methods::linf_regression::{self, LinfSettings};
+use rarefy_solve::methods::lp_sensitivity_sampling::{self as lp, LpSettings};
 use rarefy_solve::sketch::SketchKind;
 use rarefy_solve::{Csc, Design, LinOp as _, Monitor, Residual, Solution, SolveError, Status};
 use serde_json::{Map, Value, json};
@@ -24,6 +25,8 @@ enum How {
     LeastSquares,
     /// From a sketch alone, with a bound on every single coefficient
     LinfRegression,
+    /// In the l_p norm, on rows sampled by their influence
+    LpSensitivitySampling,
     /// With coefficients of at least 0
     Nnls,
 }
@@ -63,13 +66,16 @@ pub(super) struct RegressArgs {
     /// How
     #[arg(long, value_enum, default_value_t = How::LeastSquares)]
     method: How,
+    /// The norm (lp-sensitivity-sampling); 1 does not mind outliers
+    #[arg(short, value_name = "P", default_value_t = 1.0)]
+    p: f64,
     /// Random map of the sketching methods
     #[arg(long, value_enum, default_value_t = Kind::Srht)]
     sketch: Kind,
-    /// Rows of the sketch [default: that of the method]
+    /// Rows of the sketch or the sample [default: that of the method]
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
-    /// Error of a coefficient, relative to the bound of the guarantee (linf-regression)
+    /// Error of the guarantee (linf-regression, lp-sensitivity-sampling)
     #[arg(long, value_name = "E", default_value_t = 0.5, value_parser = positive)]
     epsilon: f64,
     /// Refine the answer of a sketch to rounding (linf-regression)
@@ -131,6 +137,16 @@ pub(super) fn run(args: &RegressArgs, context: &Context) -> CliResult {
                 ..LinfSettings::default()
             };
             (watch(&mut |m| linf_regression::solve(&x, y, &settings, m))?, json!(settings))
+        }
+        How::LpSensitivitySampling => {
+            let settings = LpSettings {
+                p: args.p,
+                rows: args.rows,
+                epsilon: args.epsilon,
+                seed,
+                ..LpSettings::default()
+            };
+            (watch(&mut |m| Ok(lp::solve(&x, y, &settings, m)?.map(|fit| fit.x)))?, json!(settings))
         }
         How::Nnls => {
             let settings = NnlsSettings::default();
@@ -216,11 +232,12 @@ fn report(
         ("settings".to_owned(), settings),
     ]);
     let formula = match args.method {
-        How::Nnls => "min over w >= 0, b >= 0: sum of (y - x w - b)^2 / 2",
-        _ => "min over w, b: sum of (y - x w - b)^2 / 2",
+        How::Nnls => "min over w >= 0, b >= 0: sum of (y - x w - b)^2 / 2".to_owned(),
+        How::LpSensitivitySampling => format!("min over w, b: sum of |y - x w - b|^{}", args.p),
+        _ => "min over w, b: sum of (y - x w - b)^2 / 2".to_owned(),
     };
     let result = Some(Matrix::Dense { n_rows: w.len(), n_cols: 1, values: w });
-    let (formula, ending) = (formula.to_owned(), Ending::from(s));
+    let ending = Ending::from(s);
     finish(Answer { problem: "regress", formula, ending, facts, json, result }, &args.answer, context)
 }
 

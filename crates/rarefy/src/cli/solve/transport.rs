@@ -26,10 +26,12 @@ enum How {
     /// Entropic, by Sinkhorn's iteration
     Sinkhorn,
     /// Entropic to high precision, by sparse Newton steps (SNS)
+    #[value(alias = "sinkhorn-newton-sparse")]
     Sns,
     /// Squared l2 regulariser: sparse plans
     L2,
     /// At most k non-zeros in each column
+    #[value(alias = "sparsity-constrained-ot")]
     KSparse,
 }
 
