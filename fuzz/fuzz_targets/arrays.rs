@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     if std::fs::write(&path, bytes).is_err() {
         return;
     }
-    let limits = Limits { bytes: 1 << 20, values: 1 << 16 };
+    let limits = Limits { bytes: 1 << 20, values: 1 << 16, dimension: 1 << 16 };
     let _ = read_table(&path, None, limits);
     if let Ok(blocks) = row_blocks(&path, 3, Some(8), limits) {
         blocks.take(1000).for_each(drop);

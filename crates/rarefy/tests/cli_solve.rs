@@ -441,3 +441,15 @@ fn private_regression_is_repeatable_only_when_asked() {
     refuse(&["solve", "private-regression", text(&data), "--method", "public"], &["public"]);
     refuse(&["solve", "private-regression", text(&data), "--epsilon", "0"], &["--epsilon"]);
 }
+
+#[test]
+fn a_small_file_that_promises_too_much_is_refused() {
+    let f = Folder::new();
+    let wide = f.file("wide.libsvm", "1 4294967295:1\n-1 1:1\n");
+    refuse(&["solve", "lasso", text(&wide)], &["line 1", "within the limit"]);
+    let tall = f.file("tall.mtx", "%%MatrixMarket matrix coordinate real general\n4294967295 1 1\n1 1 1\n");
+    refuse(&["solve", "complete", text(&tall)], &["tall.mtx", "within the limit"]);
+    let large: String = (0..20).map(|i| format!("1 {}:1\n", 100_000_000 + i)).collect();
+    let large = f.file("large.libsvm", &large);
+    refuse(&["solve", "private-regression", text(&large)], &["too large to be held dense"]);
+}

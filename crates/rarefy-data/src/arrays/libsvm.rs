@@ -56,6 +56,9 @@ pub(super) fn read(path: &Path, limits: Limits) -> Result<Table, DataError> {
         labels.push(label);
         for (column, value) in &sample {
             n_cols = n_cols.max(*column as usize + 1);
+            if n_cols > limits.dimension {
+                return Err(lines.error("an index within the limit", n_cols.to_string()));
+            }
             indices.push(*column);
             values.push(*value);
         }

@@ -95,8 +95,8 @@ fn coordinate(lines: &mut Lines<'_>, header: &Header, limits: Limits) -> Result<
     if header.symmetry != Symmetry::General && rows != cols {
         return Err(lines.error("a square matrix when symmetric", format!("{rows} x {cols}")));
     }
-    if rows as usize > limits.values || count > limits.values {
-        return Err(lines.error("a size within the limit", format!("{rows} rows, {count} entries")));
+    if rows.max(cols) as usize > limits.dimension || count > limits.values {
+        return Err(lines.error("a size within the limit", format!("{rows} x {cols}, {count} entries")));
     }
     // The header may lie: memory grows with the entries that are there.
     let mut entries: Vec<(u32, u32, f64)> = Vec::new();

@@ -27,11 +27,14 @@ pub struct Limits {
     pub bytes: u64,
     /// Most stored values of one matrix. Default 2^30 (8 GiB of `f64`).
     pub values: usize,
+    /// Most rows that a header and columns that a header or an index may promise in a sparse file, whatever it holds: each takes
+    /// memory of its own. Default 2^27 (1 GiB).
+    pub dimension: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 8 << 30, values: 1 << 30 }
+        Self { bytes: 8 << 30, values: 1 << 30, dimension: 1 << 27 }
     }
 }
 
@@ -78,7 +81,13 @@ impl Matrix {
         }
     }
 
-    /// All entries, row-major.
+    /// Number of entries when dense; `None` when that overflows.
+    #[must_use]
+    pub fn dense_len(&self) -> Option<usize> {
+        self.n_rows().checked_mul(self.n_cols())
+    }
+
+    /// All entries, row-major. Look at [`Matrix::dense_len`] first: a small sparse file can promise more than fits into memory.
     #[must_use]
     pub fn to_dense(&self) -> Vec<f64> {
         match self {
@@ -238,6 +247,15 @@ pub fn read_vector(path: &Path, member: Option<&str>, limits: Limits) -> Result<
             file: path.to_path_buf(),
             place: "shape".into(),
             expected: "one row or one column",
+            found: format!("{} x {}", shape.0, shape.1),
+        });
+    }
+    // One of the two is 1.
+    if shape.0.max(shape.1) > limits.values {
+        return Err(DataError::Array {
+            file: path.to_path_buf(),
+            place: "shape".into(),
+            expected: "no more values than the limit",
             found: format!("{} x {}", shape.0, shape.1),
         });
     }

@@ -233,7 +233,7 @@ pub(super) fn read_archive(path: &Path, member: Option<&str>, limits: Limits) ->
             get(&mut archive, "data")?,
             get(&mut archive, "shape")?,
         ];
-        return Ok(dense(scipy(parts).map_err(|found| {
+        return Ok(dense(scipy(parts, limits).map_err(|found| {
             error(path, "archive", "a CSR matrix as scipy.sparse.save_npz writes it", found)
         })?));
     }
@@ -263,7 +263,7 @@ fn format_of_scipy(archive: &mut Archive, path: &Path, limits: Limits) -> Result
 }
 
 /// A CSR matrix from its parts; indices are checked.
-fn scipy([indptr, indices, data, shape]: [Array; 4]) -> Result<Matrix, String> {
+fn scipy([indptr, indices, data, shape]: [Array; 4], limits: Limits) -> Result<Matrix, String> {
     let whole = |v: f64| (v >= 0.0 && v.fract() == 0.0 && v <= f64::from(u32::MAX)).then_some(v as usize);
     let list = |name: &str, a: &Array| -> Result<Vec<usize>, String> {
         a.values.iter().map(|v| whole(*v).ok_or_else(|| format!("{name} holds {v}"))).collect()
@@ -271,6 +271,9 @@ fn scipy([indptr, indices, data, shape]: [Array; 4]) -> Result<Matrix, String> {
     let (indptr, indices, shape) =
         (list("indptr", &indptr)?, list("indices", &indices)?, list("shape", &shape)?);
     let [n_rows, n_cols] = shape[..] else { return Err(format!("shape {shape:?}")) };
+    if n_cols > limits.dimension {
+        return Err(format!("{n_cols} columns, more than the limit of {}", limits.dimension));
+    }
     if indptr.len() != n_rows + 1 {
         return Err(format!("{} row starts for {n_rows} rows; convert with .tocsr()", indptr.len()));
     }

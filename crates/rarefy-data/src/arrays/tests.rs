@@ -84,6 +84,7 @@ fn libsvm_by_hand_and_its_errors() {
         ("1 a:1\n", "index:value"),
         ("1 5\n", "index:value"),
         ("1 99999999999:1\n", "index:value"),
+        ("1 4294967295:1\n", "within the limit"),
         ("x 1:1\n", "label"),
         ("# only\n", "empty"),
     ] {
@@ -118,6 +119,7 @@ fn matrix_market_in_all_its_forms() {
         ("array real general\n4294967296 4294967296\n", "within the limit"),
         ("coordinate real general\n4294967295 1 1\n1 1 1\n", "within the limit"),
         ("coordinate real general\n2 2 9999999999\n", "within the limit"),
+        ("coordinate real general\n2 4294967295 1\n1 1 1\n", "within the limit"),
     ] {
         let e = message(read(rest));
         assert!(e.contains(word), "{rest}: {e}");
@@ -234,6 +236,7 @@ fn scipy_matrices_are_checked() {
         (scipy(b"csr", &[0, 1], &[0], &[2, 3]), "2 row starts for 2 rows"),
         (scipy(b"csr", &[0, -1, 1], &[0], &[2, 3]), "holds -1"),
         (scipy(b"csr", &[0, 2, 2], &[0, 0], &[2, 3]), "twice"),
+        (scipy(b"csr", &[0, 1], &[0], &[1, 4_000_000_000]), "more than the limit"),
     ] {
         let e = message(f.read("a.npz", bytes));
         assert!(e.contains(word), "{e}");

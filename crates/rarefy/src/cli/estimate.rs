@@ -42,7 +42,7 @@ const MAX_BATCH: usize = 4096;
 /// A gain above this is a promise.
 pub(super) const PROMISE: f64 = 1.1;
 /// Median error of the predictions that `--check` accepts.
-pub(super) const MOST_ERROR: f64 = 0.15;
+const MOST_ERROR: f64 = 0.15;
 /// Shapes, and sparsities of each, that `--check` measures.
 const CHECKED_SHAPES: usize = 3;
 
@@ -212,11 +212,11 @@ fn per_layer(found: &Estimate, context: &Context) -> String {
     format!("{table}\n")
 }
 
-struct Checked {
-    text: String,
-    json: Value,
+pub(super) struct Checked {
+    pub(super) text: String,
+    pub(super) json: Value,
     /// What was asked of the predictions and did not hold.
-    missed: Option<String>,
+    pub(super) missed: Option<String>,
 }
 
 /// Measures the largest shapes at the first and last sparsity.
@@ -309,12 +309,16 @@ fn check(
         "largest_error": most,
         "broken_promises": broken,
     });
-    let missed = if !broken.is_empty() {
-        Some(format!("a gain was promised where there is none: {}", broken.join(", ")))
-    } else if middle > MOST_ERROR {
-        Some(format!("the median error {} is above {}", percent(middle), percent(MOST_ERROR)))
-    } else {
-        None
-    };
+    let missed = missed(middle, &broken);
     Ok(Checked { text, json, missed })
+}
+
+/// What was asked of the predictions and did not hold.
+pub(super) fn missed(median_error: f64, broken: &[String]) -> Option<String> {
+    if !broken.is_empty() {
+        return Some(format!("a gain was promised where there is none: {}", broken.join(", ")));
+    }
+    // NaN is no small error.
+    let holds = median_error <= MOST_ERROR;
+    (!holds).then(|| format!("the median error {} is above {}", percent(median_error), percent(MOST_ERROR)))
 }

@@ -4,7 +4,7 @@ use rarefy_kernels::cnn::{NetworkSettings, NodeReport};
 use rarefy_models::classifier::{Classifier, synthetic};
 use serde_json::{Value, json};
 
-use super::estimate::{EstimateArgs, MOST_ERROR, PROMISE};
+use super::estimate::{Checked, EstimateArgs, PROMISE, missed};
 use super::{CliError, CliResult, Context, bytes, percent};
 use crate::estimate::images::{ImageCalibration, PATTERNS, measured, pruned};
 use crate::estimate::{gain_in_words, machine};
@@ -151,12 +151,6 @@ fn layers(
     (table.to_string(), values)
 }
 
-struct Checked {
-    text: String,
-    json: Value,
-    missed: Option<String>,
-}
-
 /// Measures this network at every pattern and sparsity that was predicted.
 fn check(model: &Classifier, predicted: &[Predicted], context: &Context) -> CliResult<Checked> {
     let mut table =
@@ -205,13 +199,7 @@ fn check(model: &Classifier, predicted: &[Predicted], context: &Context) -> CliR
         "largest_error": most,
         "broken_promises": broken,
     });
-    let missed = if !broken.is_empty() {
-        Some(format!("a gain was promised where there is none: {}", broken.join(", ")))
-    } else if middle > MOST_ERROR {
-        Some(format!("the median error {} is above {}", percent(middle), percent(MOST_ERROR)))
-    } else {
-        None
-    };
+    let missed = missed(middle, &broken);
     Ok(Checked { text, json, missed })
 }
 

@@ -33,20 +33,26 @@ pub(super) fn vector(path: &Path) -> CliResult<Vec<f64>> {
 pub(super) fn dense(path: &Path) -> CliResult<(Vec<f64>, usize, usize)> {
     let matrix = table(path)?.matrix;
     let (n, p) = (matrix.n_rows(), matrix.n_cols());
-    if n.checked_mul(p).is_none_or(|size| size > Limits::default().values) {
+    Ok((to_dense(&matrix, path)?, n, p))
+}
+
+/// The entries, row-major, when they fit.
+pub(super) fn to_dense(matrix: &Matrix, path: &Path) -> CliResult<Vec<f64>> {
+    if matrix.dense_len().is_none_or(|size| size > Limits::default().values) {
+        let (n, p) = (matrix.n_rows(), matrix.n_cols());
         return Err(CliError::usage(
             format!("`{}` is {n} x {p}: too large to be held dense", path.display()),
             "select rows or columns first",
         ));
     }
-    Ok((matrix.to_dense(), n, p))
+    Ok(matrix.to_dense())
 }
 
 /// Where the targets are.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct TargetArgs {
     /// Table of samples: .csv, .libsvm, .npz with `x` and `y`, .npy, .mtx; perhaps .gz
-    data: PathBuf,
+    pub(super) data: PathBuf,
     /// Column of the targets, by name or number from 1 [default: the last one of a csv or npy]
     #[arg(long, value_name = "COLUMN", conflicts_with = "target_file")]
     target: Option<String>,

@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 
 use super::super::{CliError, CliResult, Context};
 use super::answer::{Answer, Ending, finish, watched};
-use super::data::{TargetArgs, dense};
+use super::data::{TargetArgs, dense, to_dense};
 use super::{AnswerArgs, positive};
 
 /// What users send.
@@ -113,7 +113,7 @@ pub(super) fn run(args: &PrivateArgs, context: &Context) -> CliResult {
                 "give one for each user",
             ));
         }
-        let mut blocks = std::iter::once(Block { x: matrix.to_dense(), y });
+        let mut blocks = std::iter::once(Block { x: to_dense(&matrix, &args.data.data)?, y });
         let s = watched(&args.answer, label, context, |m| solve(d, n, &mut blocks, public, &settings, m))?;
         (s, n, d, names)
     };
